@@ -1,0 +1,56 @@
+# The habits of this project; `make` lists them.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint types format bench protos lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv: $(VENV)/.installed ## make the virtual environment from the lock
+$(VENV)/.installed: requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "usbplugin needs Python 3.11 or newer with the venv module; '$(PYTHON)' is not that." >&2; \
+	    echo "On Debian and Ubuntu: apt-get install python3-venv. Another one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: .venv ## plug, allocate, unplug, replug: the main job in under 15 s, with no hardware and no cluster
+	@$(BIN)/usbplugin demo
+
+test: .venv ## all tests that need neither root nor hardware
+	$(BIN)/pytest
+
+lint: .venv ## ruff, mypy --strict and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+types: .venv ## mypy --strict alone
+	$(BIN)/mypy
+
+format: .venv ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix-only .
+
+bench: .venv ## measure, print a table, write results/bench.json
+	$(BIN)/python -m benchmarks
+
+protos: .venv ## regenerate usbplugin/api from protos/
+	$(BIN)/python protos/generate.py usbplugin/api
+
+lock: .venv ## compile requirements*.lock from pyproject.toml (UPGRADE=1 takes newer releases)
+	$(BIN)/uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --generate-hashes --python-version 3.11 \
+	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
+	$(BIN)/uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --generate-hashes --python-version 3.11 \
+	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" pyproject.toml --group dev \
+	  --constraint requirements.lock --output-file requirements-dev.lock
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) results build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,155 @@
+"""What a source found: ports as plain values, and the facts about them that sources post.
+
+This module owns the vocabulary of discovery. It does no I/O and knows nothing of Kubernetes.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Major numbers 136 to 143 are Unix98 pty slaves (Documentation/admin-guide/devices.txt).
+_PTY_SLAVE_MAJORS = range(136, 144)
+
+
+class DeviceNumber(NamedTuple):
+    """A character device's major and minor number."""
+
+    major: int
+    minor: int
+
+    @classmethod
+    def of(cls, rdev: int) -> DeviceNumber:
+        """Split ``st_rdev`` as ``os.stat`` gives it."""
+        return cls(os.major(rdev), os.minor(rdev))
+
+    @property
+    def is_pty(self) -> bool:
+        """Whether this is a pty slave, which works only inside its own devpts mount."""
+        return self.major in _PTY_SLAVE_MAJORS
+
+    def __str__(self) -> str:
+        return f"{self.major}:{self.minor}"
+
+
+@dataclass(frozen=True, slots=True)
+class UsbInterface:
+    """The USB side of a port: descriptors of its device, and the interface it belongs to.
+
+    Strings come from a device and are hostile; they are held as ``printable`` renders them, so
+    no control character, newline or invalid Unicode exists downstream of discovery.
+    """
+
+    vendor_id: str
+    """idVendor, four lower-case hexadecimal digits."""
+    product_id: str
+    """idProduct, four lower-case hexadecimal digits."""
+    serial: str = ""
+    """iSerial; empty if the device has none."""
+    manufacturer: str = ""
+    product: str = ""
+    interface: int = 0
+    """bInterfaceNumber, 0 to 255."""
+    port_number: int = 0
+    """Index among several ttys of one interface (usb-serial's port_number), mostly 0."""
+    location: str = ""
+    """Host controller and port chain, e.g. ``0000:00:14.0-1.2``: where the device is plugged in."""
+    speed: str = ""
+    """Mbit/s as sysfs words it: ``1.5``, ``12``, ``480``, ``5000``."""
+
+
+class Readiness(Enum):
+    """How far udevd has come with a port."""
+
+    SETTLING = auto()
+    """udevd is still at work: permissions and links are not final."""
+    READY = auto()
+    """udevd has finished."""
+    UNCONFIRMED = auto()
+    """There is no udevd, or it did not finish in time: what sysfs says has to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """One serial device node. ``name`` identifies it within its source while it is present."""
+
+    name: str
+    """Kernel name, e.g. ``ttyUSB0``: what the container sees below ``/dev``."""
+    node: str
+    """Absolute path of the character device on the host."""
+    number: DeviceNumber
+    usb: UsbInterface | None = None
+    """None for a virtual tty without descriptors."""
+    sysfs_path: str = ""
+    driver: str = ""
+    numa_node: int | None = None
+    links: tuple[str, ...] = ()
+    """udev's /dev/serial/by-id and by-path links. Never a source of identity: they move."""
+    readiness: Readiness = Readiness.READY
+    fault: str = ""
+    """Why the node cannot be handed over (wrong type, wrong numbers); empty if it can."""
+    initialized_usec: int = 0
+    """When udevd finished with it, CLOCK_MONOTONIC microseconds; 0 if unknown. Orders arrivals."""
+    origin: str = ""
+    """For a port without USB descriptors: what its identity hangs on, e.g. its directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class PortPresent:
+    """The port is there, with these attributes (again, perhaps, or with new ones)."""
+
+    source: str
+    port: Port
+
+
+@dataclass(frozen=True, slots=True)
+class PortGone:
+    """The port of that name is gone."""
+
+    source: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class AllPorts:
+    """These are all ports the source sees; what it does not name is gone."""
+
+    source: str
+    ports: tuple[Port, ...]
+    reason: str
+    """Why it looked: ``start``, ``period``, ``overflow``, ``restart``, ``change``."""
+
+
+Fact = PortPresent | PortGone | AllPorts
+"""All that a source may say."""
+
+Post = "Callable[[Fact], None]"
+"""Thread-safe: sources call it from their own threads."""
+
+
+def printable(raw: bytes) -> str:
+    r"""Render descriptor bytes so that they are safe to print, and differ if the bytes differ.
+
+    Printable Unicode stays; a backslash is doubled, and whatever else there is (control and format
+    characters, invalid UTF-8) becomes ``\xNN``, ``\uNNNN`` or ``\UNNNNNNNN``.
+    """
+    text = raw.decode("utf-8", "surrogateescape")
+    return "".join(_escape(character) for character in text)
+
+
+def _escape(character: str) -> str:
+    if character == "\\":
+        return "\\\\"
+    if character.isprintable():
+        return character
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # noqa: PLR2004 -- PEP 383: an undecodable byte, offset by 0xDC00
+        return f"\\x{code - 0xDC00:02x}"
+    if code < 0x80:  # noqa: PLR2004 -- ASCII
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"  # noqa: PLR2004 -- BMP
