@@ -12,6 +12,13 @@
 Messages name the thing, say what was wrong with it, and where possible what to do.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import grpc
+
 
 class UsbPluginError(Exception):
     """Base of all of them: catching it catches what usbplugin foresaw, and nothing else."""
@@ -27,6 +34,15 @@ class DiscoveryError(UsbPluginError):
 
 class KubeletError(UsbPluginError):
     """Registration failed; the session retries with back-off."""
+
+
+class AllocationError(UsbPluginError):
+    """A request of the kubelet cannot be met; the message ends up in the pod's events."""
+
+    def __init__(self, status: grpc.StatusCode, message: str) -> None:
+        """Keep the status that the kubelet is to get."""
+        super().__init__(message)
+        self.status = status
 
 
 class VirtualTtyError(UsbPluginError):

@@ -8,10 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import NamedTuple
 
 # Major numbers 136 to 143 are Unix98 pty slaves (Documentation/admin-guide/devices.txt).
 _PTY_SLAVE_MAJORS = range(136, 144)
@@ -98,6 +95,18 @@ class Port:
     origin: str = ""
     """For a port without USB descriptors: what its identity hangs on, e.g. its directory."""
 
+    @property
+    def slot(self) -> str:
+        """Which of its device's ports this is, whatever its name: ``if00``, ``if02-port1``.
+
+        Several ttys of one interface (multi-port adapters) differ by usb-serial's port_number, as
+        udev's by-id links do (60-serial.rules).
+        """
+        if self.usb is None:
+            return "if00"
+        port = f"-port{self.usb.port_number}" if self.usb.port_number else ""
+        return f"if{self.usb.interface:02d}{port}"
+
 
 @dataclass(frozen=True, slots=True)
 class PortPresent:
@@ -127,9 +136,6 @@ class AllPorts:
 
 Fact = PortPresent | PortGone | AllPorts
 """All that a source may say."""
-
-Post = "Callable[[Fact], None]"
-"""Thread-safe: sources call it from their own threads."""
 
 
 def printable(raw: bytes) -> str:

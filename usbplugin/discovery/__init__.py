@@ -1,0 +1,33 @@
+"""Discovery: which serial ports there are. Runs in threads; knows nothing of Kubernetes.
+
+``UdevSource`` is imported from ``usbplugin.discovery.udev``, for that alone needs libudev.
+"""
+
+from usbplugin.discovery.directory import DirectorySource
+from usbplugin.discovery.identity import IdentityMode
+from usbplugin.discovery.port import (
+    AllPorts,
+    DeviceNumber,
+    Fact,
+    Port,
+    PortGone,
+    PortPresent,
+    Readiness,
+    UsbInterface,
+)
+from usbplugin.discovery.source import Post, Source
+
+__all__ = [
+    "AllPorts",
+    "DeviceNumber",
+    "DirectorySource",
+    "Fact",
+    "IdentityMode",
+    "Port",
+    "PortGone",
+    "PortPresent",
+    "Post",
+    "Readiness",
+    "Source",
+    "UsbInterface",
+]

@@ -1,0 +1,90 @@
+"""From a port's descriptors and location to the names a device may go by.
+
+A device ID is what the kubelet checkpoints: it must name the same physical thing across replugs,
+reboots and renumbering. This module only lists the candidates, best first; who may hold
+which is the inventory's decision, for only that knows who else is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from usbplugin.discovery.port import Port
+
+ID_LENGTH = 59
+"""The API allows 63 characters (Device.ID in the device plugin API); four are left for suffixes."""
+
+ID_FORM = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]*")
+
+_NOT_IN_ID = re.compile(r"[^A-Za-z0-9_.:-]")
+_DIGEST_LENGTH = 8
+# Serials that vendors burn into every unit: all zeros, 1, 0001, FFFF, and runs of counting digits.
+_ALIKE = re.compile(r"0*1?|f+", re.IGNORECASE)
+_COUNTING = ("0123456789abcdef", "123456789abcdef", "1234567890")
+_SHORTEST_COUNTING_RUN = 5
+
+
+class IdentityMode(Enum):
+    """What an ID hangs on; the operator chooses per resource."""
+
+    AUTO = "auto"
+    """The serial if it is usable, else the location."""
+    SERIAL = "serial"
+    """The serial even if it looks like one that all units share; the location if it is empty."""
+    LOCATION = "location"
+    """Where the device is plugged in, whatever its serial."""
+
+
+def is_usable_serial(serial: str) -> bool:
+    """Whether a serial is likely to tell one unit from another."""
+    text = serial.strip()
+    if _ALIKE.fullmatch(text):
+        return False
+    lower = text.lower()
+    return not (
+        len(lower) >= _SHORTEST_COUNTING_RUN and any(run.startswith(lower) for run in _COUNTING)
+    )
+
+
+def candidate_ids(port: Port, mode: IdentityMode) -> tuple[str, ...]:
+    """The IDs a port may go by, best first; each matches ``ID_FORM`` and fits ``ID_LENGTH``.
+
+    The last one is unique among ports that are present at the same time, whatever their
+    descriptors claim, for it hangs on the port's name within its source.
+    """
+    usb = port.usb
+    if usb is None:
+        return (_compose("dir-", port.name, "", port.origin),)
+    head = f"usb-{usb.vendor_id}:{usb.product_id}-"
+    tail = f"-{port.slot}"
+    by_location = _compose(f"{head}at-", usb.location, tail)
+    last_resort = _compose(f"{head}at-", usb.location, tail, f"{port.origin}/{port.name}")
+    if has_serial_identity(port, mode):
+        # A serial may not pass for a location: "at-" is the other namespace.
+        serial = re.sub(r"\Aat-", "at_", usb.serial)
+        by_serial = _compose(head, serial, tail, "" if serial == usb.serial else usb.serial)
+        return (by_serial, by_location, last_resort)
+    return (by_location, last_resort)
+
+
+def has_serial_identity(port: Port, mode: IdentityMode) -> bool:
+    """Whether the first candidate hangs on the serial."""
+    if port.usb is None or mode is IdentityMode.LOCATION:
+        return False
+    if mode is IdentityMode.SERIAL:
+        return bool(port.usb.serial.strip())
+    return is_usable_serial(port.usb.serial)
+
+
+def _compose(head: str, text: str, tail: str, salt: str = "") -> str:
+    """Join the parts; where ``text`` was changed, or a salt is given, a digest keeps IDs apart."""
+    clean = _NOT_IN_ID.sub("_", text)
+    room = ID_LENGTH - len(head) - len(tail)
+    if clean != text or len(clean) > room or salt:
+        digest = hashlib.sha256(f"{text}\0{salt}".encode()).hexdigest()[:_DIGEST_LENGTH]
+        clean = f"{clean[: room - _DIGEST_LENGTH - 1]}-{digest}"
+    return f"{head}{clean}{tail}"

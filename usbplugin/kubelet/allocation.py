@@ -1,0 +1,203 @@
+"""From requested device IDs to what a container gets, and which devices to prefer. Pure.
+
+Every rule here is all or nothing: a request that cannot be met in full is refused, with a text
+that an operator reads in the pod's events.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import grpc
+
+from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
+from usbplugin.errors import AllocationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from usbplugin.discovery import Port
+    from usbplugin.inventory import Device, Snapshot
+
+    HostPath = Callable[[Device, Port], str]
+    """Where on the host a port's node is found: a link that is kept, or the node itself."""
+    Locate = Callable[[str], str | None]
+    """The resource that a device ID belongs to; None if no resource knows it."""
+
+DEFAULT_CONTAINER_PATH = "/dev/{name}"
+PLACEHOLDERS = ("name", "device", "port")
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """How a resource's devices appear in a container."""
+
+    resource: str
+    permissions: str = "rw"
+    """cgroup permissions: any of r, w, m."""
+    container_path: str = DEFAULT_CONTAINER_PATH
+    """With ``{name}`` (kernel name), ``{device}`` and ``{port}`` (both count from 0)."""
+    by_id_links: bool = False
+    """Whether the node is also given under its /dev/serial/by-id names."""
+
+
+def allocate(
+    request: v1beta1.AllocateRequest,
+    snapshot: Snapshot,
+    handover: Handover,
+    host_path: HostPath,
+    locate: Locate,
+) -> v1beta1.AllocateResponse:
+    """Answer ``Allocate`` for all containers of the request.
+
+    Raises:
+        AllocationError: INVALID_ARGUMENT for a request that makes no sense, NOT_FOUND for an ID
+            nobody knows, FAILED_PRECONDITION for a device that is not ready.
+    """
+    requested = [list(container.devices_ids) for container in request.container_requests]
+    if not requested or not all(requested):
+        raise _invalid(f"the kubelet asked {handover.resource} for no device at all")
+    times = Counter(device_id for ids in requested for device_id in ids)
+    for device_id, count in times.items():
+        if count > 1:
+            raise _invalid(f"{device_id} was requested {count} times; a device has one holder")
+    devices = usable_devices(times, snapshot, locate)
+    return v1beta1.AllocateResponse(
+        container_responses=[
+            _container_response([devices[device_id] for device_id in ids], handover, host_path)
+            for ids in requested
+        ]
+    )
+
+
+def usable_devices(
+    device_ids: Iterable[str], snapshot: Snapshot, locate: Locate
+) -> Mapping[str, Device]:
+    """The devices of these IDs, all of which may be handed to a container now.
+
+    Raises:
+        AllocationError: as ``allocate`` does, for the first that may not.
+    """
+    found = {}
+    for device_id in device_ids:
+        device = snapshot.by_id.get(device_id)
+        if device is None:
+            if other := locate(device_id):
+                raise _invalid(f"{device_id} belongs to {other}, not to {snapshot.resource}")
+            raise AllocationError(
+                grpc.StatusCode.NOT_FOUND,
+                f"{device_id} is not known to {snapshot.resource}: it was not seen since the plugin"
+                " started, or was unplugged so long ago that it was forgotten",
+            )
+        if not device.health.is_usable:
+            raise AllocationError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"{device_id} is {device.health.value}: {device.reason}",
+            )
+        found[device_id] = device
+    return found
+
+
+def prefer(
+    request: v1beta1.ContainerPreferredAllocationRequest, snapshot: Snapshot
+) -> v1beta1.ContainerPreferredAllocationResponse:
+    """Choose: what must be included, then one USB hub, then one NUMA node, then longest ready."""
+    chosen = list(dict.fromkeys(request.must_include_deviceIDs))
+    free = [device_id for device_id in request.available_deviceIDs if device_id not in chosen]
+    while free and len(chosen) < request.allocation_size:
+        best = min(free, key=lambda device_id: _rank(device_id, chosen, snapshot))
+        free.remove(best)
+        chosen.append(best)
+    return v1beta1.ContainerPreferredAllocationResponse(deviceIDs=chosen)
+
+
+def _rank(device_id: str, chosen: Sequence[str], snapshot: Snapshot) -> tuple[float, ...]:
+    """Less is better."""
+    device = snapshot.by_id.get(device_id)
+    if device is None:
+        return (1, 0, 0, 0)
+    others = [other for other in map(snapshot.by_id.get, chosen) if other is not None]
+    near = sum(_hub(device) == _hub(other) for other in others)
+    same_node = sum(_numa_node(device) == _numa_node(other) for other in others)
+    return (0, -near, -same_node, device.since)
+
+
+def _hub(device: Device) -> str:
+    """Location of the hub that the device is plugged into: its own without the last port."""
+    usb = device.ports[0].usb
+    return re.sub(r"[.-][^.-]*\Z", "", usb.location) if usb else ""
+
+
+def _numa_node(device: Device) -> int | None:
+    return device.ports[0].numa_node
+
+
+def _container_response(
+    devices: Sequence[Device], handover: Handover, host_path: HostPath
+) -> v1beta1.ContainerAllocateResponse:
+    response = v1beta1.ContainerAllocateResponse()
+    taken: dict[str, Port] = {}
+    main_paths = []
+    for position, device in enumerate(devices):
+        for index, port in enumerate(device.ports):
+            path = handover.container_path.format(name=port.name, device=position, port=index)
+            main_paths.append(path)
+            by_id = [link for link in port.links if link.startswith("/dev/serial/by-id/")]
+            for container_path in (path, *(by_id if handover.by_id_links else ())):
+                if other := taken.get(container_path):
+                    raise _invalid(
+                        f"{other.node} and {port.node} would both be {container_path} in the"
+                        f" container: give {handover.resource} a containerPath with {{device}} or"
+                        " {name} in it"
+                    )
+                taken[container_path] = port
+                _add_node(response, container_path, host_path(device, port), port, handover)
+    prefix = re.sub(r"[^A-Z0-9]", "_", handover.resource.upper())
+    response.envs[f"{prefix}_DEVICES"] = ",".join(main_paths)
+    response.envs[f"{prefix}_IDS"] = ",".join(device.id for device in devices)
+    response.envs[f"{prefix}_INFO"] = json.dumps([_info(device) for device in devices])
+    return response
+
+
+def _add_node(
+    response: v1beta1.ContainerAllocateResponse,
+    container_path: str,
+    host_path: str,
+    port: Port,
+    handover: Handover,
+) -> None:
+    if port.number.is_pty:
+        # A node with a pty slave's numbers works nowhere but in its own devpts: mount the file.
+        response.mounts.add(
+            container_path=container_path,
+            host_path=host_path,
+            read_only="w" not in handover.permissions,
+        )
+    else:
+        response.devices.add(
+            container_path=container_path, host_path=host_path, permissions=handover.permissions
+        )
+
+
+def _info(device: Device) -> dict[str, object]:
+    usb = device.ports[0].usb
+    info: dict[str, object] = {"id": device.id}
+    if usb is not None:
+        info |= {
+            "vendor": usb.vendor_id,
+            "product": usb.product_id,
+            "serial": usb.serial,
+            "manufacturer": usb.manufacturer,
+            "productName": usb.product,
+            "interface": usb.interface,
+            "location": usb.location,
+        }
+    return info
+
+
+def _invalid(message: str) -> AllocationError:
+    return AllocationError(grpc.StatusCode.INVALID_ARGUMENT, message)

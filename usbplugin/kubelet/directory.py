@@ -1,0 +1,125 @@
+"""The kubelet's device plugin directory: which kubelet is there, and whose sockets lie around.
+
+It only looks and tidies up; what to do about a new kubelet is the session's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import secrets
+import socket
+import stat
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from usbplugin.errors import KubeletError
+from usbplugin.telemetry.logs import fields
+from usbplugin.watch import DirectoryWatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_DIRECTORY = "/var/lib/kubelet/device-plugins"
+
+_KUBELET_SOCKET = "kubelet.sock"
+_LONGEST_SOCKET_PATH = 107
+"""sun_path holds 108 bytes with its final NUL (unix(7))."""
+_CHECK_INTERVAL = 10.0
+_BLIND_CHECK_INTERVAL = 1.0
+
+
+class Incarnation(NamedTuple):
+    """One life of the kubelet's socket; a new one may well get the old one's inode number."""
+
+    inode: int
+    ctime_ns: int
+
+
+class PluginDirectory:
+    """The directory where the kubelet and its plugins find each other's sockets."""
+
+    def __init__(self, path: Path) -> None:
+        """Use ``path``, which need not exist yet."""
+        self.path = path
+        self.kubelet_socket = path / _KUBELET_SOCKET
+
+    def kubelet(self) -> Incarnation | None:
+        """The kubelet's socket as it is now; None if there is none."""
+        try:
+            status = self.kubelet_socket.lstat()
+        except OSError:
+            return None
+        if not stat.S_ISSOCK(status.st_mode):
+            return None
+        return Incarnation(status.st_ino, status.st_ctime_ns)
+
+    def new_socket(self, resource: str) -> Path:
+        """A path nobody has used before, for one generation of a resource's plugin.
+
+        Raises:
+            KubeletError: the path would not fit into a socket address.
+        """
+        path = self.path / f"{_prefix(resource)}{secrets.token_hex(4)}.sock"
+        if len(str(path).encode()) > _LONGEST_SOCKET_PATH:
+            raise KubeletError(
+                f"{path} is longer than the {_LONGEST_SOCKET_PATH} bytes a Unix socket's path may"
+                " have: choose a shorter --kubelet-dir"
+            )
+        return path
+
+    def remove_dead_sockets(self, resource: str) -> None:
+        """Delete what instances that were killed left behind; a socket that answers is not ours."""
+        for path in self.path.glob(f"{_prefix(resource)}*.sock"):
+            if not _is_dead(path):
+                continue
+            # Between bind and listen a live one looks dead, for microseconds; it would notice that
+            # its socket is gone and start a new generation.
+            path.unlink(missing_ok=True)
+            _log.info(
+                "socket of a dead instance removed", extra=fields(resource=resource, socket=path)
+            )
+
+    def remove_socket(self, path: Path) -> None:
+        """Delete a socket of our own, if gRPC or the kubelet has not done so."""
+        path.unlink(missing_ok=True)
+
+    async def watch(self, on_change: Callable[[], None]) -> None:
+        """Call ``on_change`` in this event loop whenever a look at the directory is due."""
+        loop = asyncio.get_running_loop()
+        changed = asyncio.Event()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(changed.set)
+
+        watch = DirectoryWatch(self.path, wake)
+        try:
+            while True:
+                changed.clear()
+                live = watch.refresh()
+                on_change()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_CHECK_INTERVAL if live else _BLIND_CHECK_INTERVAL):
+                        await changed.wait()
+        finally:
+            watch.stop()
+
+
+def _prefix(resource: str) -> str:
+    return f"usbplugin-{hashlib.sha256(resource.encode()).hexdigest()[:8]}-"
+
+
+def _is_dead(path: Path) -> bool:
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
+        probe.settimeout(0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False

@@ -1,0 +1,247 @@
+"""One resource's life with the kubelet: serve, register, be streamed from, and begin anew.
+
+The kubelet dials once and never retries, so whatever ends a generation (a new kubelet, a lost
+socket, a lost stream), the next one begins here: a new server on a new socket, then Register.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+from contextlib import asynccontextmanager, suppress
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import grpc
+
+from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
+from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
+from usbplugin.errors import KubeletError
+from usbplugin.kubelet.plugin import OPTIONS, DevicePlugin
+from usbplugin.telemetry.logs import fields
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from usbplugin.inventory import Snapshot
+    from usbplugin.kubelet.allocation import Handover, HostPath, Locate
+    from usbplugin.kubelet.directory import Incarnation, PluginDirectory
+
+_log = logging.getLogger(__name__)
+
+API_VERSION = "v1beta1"
+
+REGISTER_TIMEOUT = 15.0
+"""The kubelet dials back for up to 10 s before it answers."""
+STREAM_TIMEOUT = 10.0
+"""The kubelet opens its stream right after Register, or never."""
+_STABLE_AFTER = 10.0
+_FIRST_DELAY = 0.02
+_LONGEST_DELAY = 15.0
+_MOST_DOUBLINGS = 16
+_STOP_GRACE = 1.0
+
+
+class State(Enum):
+    """Where a session stands."""
+
+    WAITING = "waiting for the kubelet"
+    REGISTERING = "registering"
+    REGISTERED = "registered, no stream yet"
+    STREAMING = "streaming"
+    CLOSED = "closed"
+
+
+class Session:
+    """Keeps one resource registered, through every restart of the kubelet."""
+
+    def __init__(
+        self,
+        handover: Handover,
+        snapshot: Snapshot,
+        directory: PluginDirectory,
+        host_path: HostPath,
+        locate: Locate,
+    ) -> None:
+        """Prepare; ``run`` does the work."""
+        self.resource = handover.resource
+        self._handover = handover
+        self._snapshot = snapshot
+        self._directory = directory
+        self._host_path = host_path
+        self._locate = locate
+        self._plugin: DevicePlugin | None = None
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._state = State.WAITING
+        self._failures = 0
+
+    @property
+    def state(self) -> State:
+        """Where it stands now."""
+        return self._state
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Tell the kubelet of ``snapshot``, now or as soon as it listens."""
+        self._snapshot = snapshot
+        if self._plugin is not None:
+            self._plugin.publish(snapshot)
+
+    def look(self) -> None:
+        """The directory has changed, or it is time to check."""
+        self._wake.set()
+
+    def close(self) -> None:
+        """End the streams and make ``run`` return, its socket removed."""
+        self._closing = True
+        if self._plugin is not None:
+            self._plugin.close()
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Keep the resource registered until ``close``."""
+        self._directory.remove_dead_sockets(self.resource)
+        while not self._closing:
+            kubelet = await self._find_kubelet()
+            if kubelet is None:
+                break
+            try:
+                await self._generation(kubelet)
+            except KubeletError as error:
+                delay = self._next_delay()
+                _log.warning(
+                    "not registered with the kubelet; trying again",
+                    extra=fields(resource=self.resource, reason=error, seconds=f"{delay:.2f}"),
+                )
+                await self._pause(delay, kubelet)
+        self._state = State.CLOSED
+
+    async def _find_kubelet(self) -> Incarnation | None:
+        """Wait for kubelet.sock; None if the session was closed meanwhile."""
+        said = False
+        while not self._closing:
+            self._wake.clear()
+            if kubelet := self._directory.kubelet():
+                return kubelet
+            self._state = State.WAITING
+            if not said:
+                said = True
+                _log.info(
+                    "waiting for the kubelet",
+                    extra=fields(resource=self.resource, socket=self._directory.kubelet_socket),
+                )
+            await self._wake.wait()
+        return None
+
+    async def _generation(self, kubelet: Incarnation) -> None:
+        """Serve on a new socket, register, and return once a new generation is needed."""
+        path = self._directory.new_socket(self.resource)
+        async with self._serving(path) as plugin:
+            self._state = State.REGISTERING
+            await self._register(path)
+            loop = asyncio.get_running_loop()
+            registered = loop.time()
+            _log.info("registered", extra=fields(resource=self.resource, socket=path.name))
+            self._state = State.REGISTERED
+            while not self._closing:
+                self._wake.clear()
+                if self._directory.kubelet() != kubelet:
+                    self._failures = 0
+                    return self._over("the kubelet has gone or was restarted")
+                if not path.exists():
+                    return self._over("our socket was deleted")
+                age = loop.time() - registered
+                if plugin.streams:
+                    self._state = State.STREAMING
+                    if age > _STABLE_AFTER:
+                        self._failures = 0
+                    await self._wake.wait()
+                elif self._state is State.STREAMING:
+                    if age <= _STABLE_AFTER:
+                        raise KubeletError("the kubelet ended its stream soon after it began")
+                    return self._over("the kubelet ended its stream")
+                elif age >= STREAM_TIMEOUT:
+                    raise KubeletError(
+                        f"the kubelet opened no ListAndWatch stream within {STREAM_TIMEOUT:.0f} s"
+                    )
+                else:
+                    await self._wait(STREAM_TIMEOUT - age)
+            return None
+
+    def _over(self, reason: str) -> None:
+        _log.info("beginning a new generation", extra=fields(resource=self.resource, reason=reason))
+
+    @asynccontextmanager
+    async def _serving(self, path: Path) -> AsyncIterator[DevicePlugin]:
+        """A server on ``path``; on the way out its streams are ended first, then it stops."""
+        plugin = DevicePlugin(
+            self._handover, self._snapshot, self._host_path, self._locate, self._wake.set
+        )
+        server = grpc.aio.server()
+        rpc.add_DevicePluginServicer_to_server(plugin, server)
+        try:
+            server.add_insecure_port(f"unix:{path}")
+        except RuntimeError as error:
+            raise KubeletError(f"cannot serve on {path}: {error}") from error
+        try:
+            await server.start()
+            self._plugin = plugin
+            yield plugin
+        finally:
+            self._plugin = None
+            plugin.close()
+            await server.stop(_STOP_GRACE)
+            self._directory.remove_socket(path)
+
+    async def _register(self, path: Path) -> None:
+        request = v1beta1.RegisterRequest(
+            version=API_VERSION,
+            endpoint=path.name,
+            resource_name=self.resource,
+            options=OPTIONS,
+        )
+        target = f"unix:{self._directory.kubelet_socket}"
+        try:
+            async with grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS) as channel:
+                await rpc.RegistrationStub(channel).Register(request, timeout=REGISTER_TIMEOUT)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                raise KubeletError(
+                    f"the kubelet does not answer on {self._directory.kubelet_socket}"
+                ) from error
+            raise KubeletError(
+                f"the kubelet refused {self.resource}: {error.code().name}: {error.details()}"
+            ) from error
+
+    async def _pause(self, delay: float, kubelet: Incarnation) -> None:
+        """Wait, but no longer than this kubelet lives."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + delay
+        while not self._closing and self._directory.kubelet() == kubelet:
+            self._wake.clear()
+            if (left := end - loop.time()) <= 0:
+                return
+            await self._wait(left)
+        self._failures = 0
+
+    def _next_delay(self) -> float:
+        """Grows with each failure; jittered, so that resources do not register in lockstep."""
+        delay = min(math.ldexp(_FIRST_DELAY, self._failures), _LONGEST_DELAY)
+        self._failures = min(self._failures + 1, _MOST_DOUBLINGS)
+        return delay * random.uniform(0.5, 1.0)  # noqa: S311 -- spreads load, guards nothing
+
+    async def _wait(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+
+
+_CHANNEL_OPTIONS = (
+    # gRPC's C core derives an odd authority from a Unix socket's path, which Go servers refuse.
+    ("grpc.default_authority", "localhost"),
+    # A shared subchannel would carry an old kubelet's back-off over to the new one.
+    ("grpc.use_local_subchannel_pool", 1),
+)
