@@ -12,6 +12,7 @@ from grpc_tools import protoc
 
 PROTOS = Path(__file__).parent
 PACKAGE = Path("usbplugin/api")
+BINARIES = Path(sys.executable).parent
 
 
 def generate(directory: Path) -> list[Path]:
@@ -24,6 +25,9 @@ def generate(directory: Path) -> list[Path]:
     with tempfile.TemporaryDirectory() as scratch:
         arguments = [
             "protoc",
+            # Beside this interpreter, whether or not its environment was activated.
+            f"--plugin=protoc-gen-mypy={BINARIES / 'protoc-gen-mypy'}",
+            f"--plugin=protoc-gen-mypy_grpc={BINARIES / 'protoc-gen-mypy_grpc'}",
             # A virtual import path, so that the generated modules import each other as usbplugin.api.*
             f"--proto_path={PACKAGE}={PROTOS}",
             *(

@@ -102,11 +102,9 @@ class LinkDirectory:
 
 def _point(link: Path, node: str) -> None:
     """Make ``link`` lead to ``node``, at no time to nothing."""
-    try:
-        if os.readlink(link) == node:  # noqa: PTH115 -- a str is compared
-            return
-    except FileNotFoundError:
-        link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink() and os.readlink(link) == node:  # noqa: PTH115 -- a str is compared
+        return
+    link.parent.mkdir(parents=True, exist_ok=True)
     temporary = link.with_name(_TEMPORARY + link.name)
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(node)

@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import dataclasses
+
+from tests.support import all_ports, gone, present, usb_port
+from usbplugin.discovery import Fact, IdentityMode, Port, Readiness
+from usbplugin.inventory import Device, Health, Inventory, ResourceRule, Selector
+from usbplugin.inventory.inventory import MOST_ABSENT, RETENTION
+
+SERIAL = "usbplugin/serial"
+
+
+class Replay:
+    """An inventory with a clock that the test moves."""
+
+    def __init__(self, *rules: ResourceRule) -> None:
+        self.inventory = Inventory(rules or (ResourceRule(SERIAL),))
+        self.now = 100.0
+
+    def __call__(self, *facts: Fact) -> dict[str, Health]:
+        self.inventory.apply(facts, self.now)
+        return self.health()
+
+    def health(self, resource: str = SERIAL) -> dict[str, Health]:
+        return {d.id: d.health for d in self.inventory.snapshot(resource).devices}
+
+    def device(self, device_id: str) -> Device:
+        device = self.inventory.find(device_id)
+        assert device is not None
+        return device
+
+
+A = "usb-0403:6001-A5069RR4-if00"
+
+
+def test_a_settled_port_is_listed_ready() -> None:
+    assert Replay()(present(usb_port())) == {A: Health.READY}
+
+
+def test_a_port_is_not_listed_before_udevd_is_done() -> None:
+    replay = Replay()
+    assert replay(present(usb_port(readiness=Readiness.SETTLING))) == {}
+    assert replay(present(usb_port())) == {A: Health.READY}
+
+
+def test_where_no_udevd_confirms_a_port_is_listed_all_the_same() -> None:
+    assert Replay()(present(usb_port(readiness=Readiness.UNCONFIRMED))) == {A: Health.READY}
+
+
+def test_udevd_at_work_again_does_not_take_a_device_away() -> None:
+    replay = Replay()
+    replay(present(usb_port()))
+    assert replay(present(usb_port(readiness=Readiness.SETTLING))) == {A: Health.READY}
+
+
+def test_an_unplugged_device_stays_listed_with_its_reason() -> None:
+    replay = Replay()
+    replay(present(usb_port()))
+    assert replay(gone(usb_port())) == {A: Health.UNPLUGGED}
+    assert replay.device(A).reason == "/dev/ttyUSB0 is gone: unplugged"
+
+
+def test_a_device_that_comes_and_goes_in_one_batch_is_never_listed() -> None:
+    replay = Replay()
+    update = replay.inventory.apply([present(usb_port()), gone(usb_port())], 1.0)
+    assert update.snapshots == ()
+    assert update.changes == ()
+    assert replay.health() == {}
+
+
+def test_a_replug_under_another_name_is_the_same_device() -> None:
+    replay = Replay()
+    replay(present(usb_port("ttyUSB0")))
+    replay(gone(usb_port("ttyUSB0")))
+    assert replay(present(usb_port("ttyUSB5", location="0000:00:14.0-3"))) == {A: Health.READY}
+    assert replay.device(A).ports[0].node == "/dev/ttyUSB5"
+
+
+def test_a_replug_within_one_batch_is_no_change_of_health() -> None:
+    replay = Replay()
+    replay(present(usb_port("ttyUSB0")))
+    replay(gone(usb_port("ttyUSB0")), present(usb_port("ttyUSB1")))
+    assert replay.health() == {A: Health.READY}
+    assert replay.device(A).ports[0].node == "/dev/ttyUSB1"
+
+
+def test_a_listing_removes_what_it_does_not_name() -> None:
+    replay = Replay()
+    replay(present(usb_port("ttyUSB0")), present(usb_port("ttyUSB1", serial="B")))
+    health = replay(all_ports(usb_port("ttyUSB1", serial="B"), reason="overflow"))
+    assert health == {A: Health.UNPLUGGED, "usb-0403:6001-B-if00": Health.READY}
+
+
+def test_a_listing_of_one_source_says_nothing_of_another() -> None:
+    replay = Replay()
+    replay(present(usb_port()))
+    assert replay(all_ports(source="directory:/x")) == {A: Health.READY}
+
+
+def test_another_device_under_a_name_whose_loss_went_unseen() -> None:
+    replay = Replay()
+    replay(present(usb_port("ttyUSB0")))
+    health = replay(present(usb_port("ttyUSB0", serial="B", location="0000:00:14.0-2")))
+    assert health == {A: Health.UNPLUGGED, "usb-0403:6001-B-if00": Health.READY}
+
+
+def test_a_node_that_is_not_what_sysfs_says_is_broken() -> None:
+    replay = Replay()
+    fault = "/dev/ttyUSB0 is not a character device"
+    assert replay(present(usb_port(fault=fault))) == {A: Health.BROKEN}
+    assert replay.device(A).reason == fault
+    assert replay(present(usb_port())) == {A: Health.READY}
+    assert replay.device(A).reason == ""
+
+
+ONE = usb_port("ttyUSB0", serial="SAME", location="0000:00:14.0-1")
+TWO = usb_port("ttyUSB1", serial="SAME", location="0000:00:14.0-2")
+BY_SERIAL = "usb-0403:6001-SAME-if00"
+AT_ONE = "usb-0403:6001-at-0000:00:14.0-1-if00"
+AT_TWO = "usb-0403:6001-at-0000:00:14.0-2-if00"
+
+
+def holders(replay: Replay) -> dict[str, str]:
+    return {
+        d.id: d.ports[0].usb.location
+        for d in replay.inventory.snapshot(SERIAL).devices
+        if d.ports[0].usb
+    }
+
+
+def test_of_two_equal_serials_the_first_keeps_the_id() -> None:
+    replay = Replay()
+    replay(present(ONE))
+    replay(present(TWO))
+    assert holders(replay) == {BY_SERIAL: "0000:00:14.0-1", AT_TWO: "0000:00:14.0-2"}
+
+
+def test_at_start_udevds_times_tell_who_was_first() -> None:
+    later = dataclasses.replace(ONE, initialized_usec=2_000)
+    earlier = dataclasses.replace(TWO, initialized_usec=1_000)
+    replay = Replay()
+    replay(all_ports(later, earlier))
+    assert holders(replay) == {BY_SERIAL: "0000:00:14.0-2", AT_ONE: "0000:00:14.0-1"}
+
+
+def test_twins_never_swap_their_ids_whichever_is_replugged() -> None:
+    replay = Replay()
+    replay(present(ONE), present(TWO))
+    before = holders(replay)
+    for first, second in ((ONE, TWO), (TWO, ONE)):
+        replay(gone(ONE), gone(TWO))
+        replay(present(first))
+        replay(present(second))
+        assert holders(replay) == before
+
+
+def test_a_twin_does_not_take_over_while_the_first_is_away() -> None:
+    replay = Replay()
+    replay(present(ONE), present(TWO))
+    replay(gone(ONE), gone(TWO))
+    moved = dataclasses.replace(
+        TWO, usb=TWO.usb and dataclasses.replace(TWO.usb, location="0000:00:14.0-3")
+    )
+    replay(present(moved))
+    health = replay.health()
+    assert health[BY_SERIAL] is Health.UNPLUGGED
+    assert health["usb-0403:6001-at-0000:00:14.0-3-if00"] is Health.READY
+
+
+def test_a_device_without_serial_is_named_by_its_place() -> None:
+    replay = Replay()
+    replay(present(usb_port(serial="", location="0000:00:14.0-1")))
+    replay(gone(usb_port()))
+    health = replay(present(usb_port("ttyUSB4", serial="", location="0000:00:14.0-2")))
+    assert health == {AT_ONE: Health.UNPLUGGED, AT_TWO: Health.READY}
+
+
+def test_two_sources_that_see_one_character_device_list_it_once() -> None:
+    replay = Replay()
+    replay(present(usb_port()))
+    copy = usb_port(origin="/somewhere")
+    assert replay(present(copy, source="directory:/somewhere")) == {A: Health.READY}
+    replay(gone(usb_port()))
+    assert replay(present(copy, source="directory:/somewhere")) == {A: Health.READY}
+
+
+def test_an_unplugged_device_is_forgotten_in_time() -> None:
+    replay = Replay()
+    replay(present(usb_port()))
+    deadlines = [replay.inventory.deadline]
+    replay(gone(usb_port()))
+    deadlines.append(replay.inventory.deadline)
+    replay.now += RETENTION - 1
+    assert replay() == {A: Health.UNPLUGGED}
+    replay.now += 1
+    assert replay() == {}
+    deadlines.append(replay.inventory.deadline)
+    assert deadlines == [None, 100.0 + RETENTION, None]
+
+
+def test_a_device_that_invents_serials_does_not_fill_the_memory() -> None:
+    replay = Replay()
+    for number in range(MOST_ABSENT + 50):
+        replay.now += 1
+        replay(present(usb_port(serial=f"S{number}X")))
+    health = replay.health()
+    assert len(health) == MOST_ABSENT + 1
+    assert f"usb-0403:6001-S{MOST_ABSENT + 49}X-if00" in health
+
+
+def test_the_first_resource_that_matches_takes_the_port() -> None:
+    zigbee = ResourceRule("usbplugin/zigbee", (Selector(vendor="10c4", product="ea60"),))
+    replay = Replay(zigbee, ResourceRule(SERIAL))
+    replay(
+        present(usb_port("ttyUSB0", vendor_id="10c4", product_id="ea60")),
+        present(usb_port("ttyUSB1")),
+    )
+    assert list(replay.health("usbplugin/zigbee")) == ["usb-10c4:ea60-A5069RR4-if00"]
+    assert list(replay.health()) == [A]
+
+
+def test_a_port_that_no_resource_selects_is_not_listed() -> None:
+    replay = Replay(ResourceRule(SERIAL, (Selector(vendor="10c4"),)))
+    assert replay(present(usb_port())) == {}
+    assert replay.inventory.ports == (usb_port(),)
+
+
+def test_only_resources_that_changed_get_a_new_snapshot() -> None:
+    acm = ResourceRule("usbplugin/acm", (Selector(node="/dev/ttyACM*"),))
+    replay = Replay(acm, ResourceRule(SERIAL))
+    update = replay.inventory.apply([present(usb_port())], 1.0)
+    assert [snapshot.resource for snapshot in update.snapshots] == [SERIAL]
+    assert replay.inventory.apply([present(usb_port())], 2.0).snapshots == ()
+
+
+def test_changes_tell_before_and_after() -> None:
+    replay = Replay()
+
+    def step(*facts: Fact) -> list[tuple[Health | None, Health | None]]:
+        changes = replay.inventory.apply(facts, replay.now).changes
+        return [(change.before, change.after) for change in changes]
+
+    assert step(present(usb_port())) == [(None, Health.READY)]
+    assert step(gone(usb_port())) == [(Health.READY, Health.UNPLUGGED)]
+    replay.now += RETENTION
+    assert step() == [(Health.UNPLUGGED, None)]
+
+
+def test_identity_by_location_for_a_resource_that_asks_for_it() -> None:
+    replay = Replay(ResourceRule(SERIAL, identity=IdentityMode.LOCATION))
+    assert list(replay(present(usb_port()))) == [AT_ONE]
+
+
+def test_a_bare_directory_entry_is_named_by_its_place() -> None:
+    def entry(directory: str) -> Port:
+        return dataclasses.replace(usb_port(), usb=None, origin=directory)
+
+    replay = Replay()
+    ids = replay(
+        present(entry("/a"), source="directory:/a"),
+        present(
+            dataclasses.replace(entry("/b"), number=usb_port("ttyUSB9").number),
+            source="directory:/b",
+        ),
+    )
+    assert len(ids) == 2

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from usbplugin.config import Config, load, parse
+from usbplugin.discovery import IdentityMode
+from usbplugin.errors import ConfigError
+from usbplugin.inventory import Selector
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def error(text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(text.encode())
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_nothing_at_all_means_every_port_is_usbplugin_serial() -> None:
+    assert parse(b"") == Config()
+    (resource,) = Config().resources
+    assert resource.name == "usbplugin/serial"
+    assert resource.selectors == ()
+
+
+def test_a_full_configuration() -> None:
+    config = parse(b"""
+nodes: [/dev/ttyUSB*]
+resources:
+  - name: usbplugin/zigbee
+    selectors:
+      - {vendor: "10c4", product: ea60, productName: "*Zigbee*"}
+      - serial: "0x00124B*"
+    identity: location
+    permissions: rwm
+    containerPath: /dev/zigbee
+    byIdLinks: true
+  - name: example.com/modem
+    selectors: [{driver: option, interface: 2}]
+""")
+    zigbee, modem = config.resources
+    assert zigbee.identity is IdentityMode.LOCATION
+    assert zigbee.selectors[0] == Selector(vendor="10c4", product="ea60", product_name="*Zigbee*")
+    assert zigbee.handover().container_path == "/dev/zigbee"
+    assert zigbee.handover().by_id_links
+    assert modem.selectors[0].interface == 2
+    assert config.nodes == ("/dev/ttyUSB*",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("resorces: []", "unknown key 'resorces'; did you mean 'resources'?"),
+        (
+            "resources: [{name: a/b, selector: []}]",
+            "resources[0]: unknown key 'selector'; did you mean 'selectors'?",
+        ),
+        (
+            "resources: [{name: a/b, selectors: [{vid: 1}]}]",
+            "resources[0].selectors[0]: unknown key 'vid'; known here: vendor, product, serial,"
+            " manufacturer, productName, driver, interface, location, node",
+        ),
+        (
+            "resources: [{name: a/b, selectors: [{product: 6001}]}]",
+            "resources[0].selectors[0].product: expected a string | null, found 6001"
+            " (YAML reads digits as a number: put them in quotes)",
+        ),
+        (
+            "resources: [{name: a/b, permissions: rx}]",
+            "resources[0].permissions: expected a string matching regex"
+            " '^(r|w|m|rw|rm|wm|rwm)$', found 'rx'",
+        ),
+        (
+            "resources: [{name: a/b, identity: usb}]",
+            "resources[0].identity: invalid enum value 'usb', found 'usb'",
+        ),
+        ("resources: {}", "resources: expected array, found {}"),
+        ("resources: []", "resources: expected at least one resource, found none"),
+        ("resources: [{}]", "resources[0]: object missing required field name, found {}"),
+        (
+            "resources: [{name: a/b}, {name: a/b}]",
+            "resources[1].name: 'a/b' is the name of resources[0] already; give both selectors to"
+            " one resource instead",
+        ),
+        ("[1, 2]", "expected a mapping with the key resources, found a list"),
+        ("just text", "expected a mapping with the key resources, found 'just text'"),
+        ("nodes: [ttyUSB0]", "nodes[0]: expected a glob below /dev/, found 'ttyUSB0'"),
+        (
+            "resources: [{name: a/b, selectors: [{vendor: FTDI}]}]",
+            "resources[0].selectors[0].vendor: expected four hexadecimal digits, as lsusb prints"
+            " them, or a glob, found 'FTDI'",
+        ),
+        (
+            "resources: [{name: a/b, selectors: [{vendor: '403'}]}]",
+            "resources[0].selectors[0].vendor: expected four hexadecimal digits, found '403'",
+        ),
+        (
+            "resources: [{name: a/b, selectors: [{interface: 256}]}]",
+            "resources[0].selectors[0].interface: expected a number from 0 to 255, found 256",
+        ),
+        (
+            "resources: [{name: a/b, containerPath: '/dev/{serial}'}]",
+            "resources[0].containerPath: expected no other placeholders than {name}, {device} and"
+            " {port}, found '/dev/{serial}'",
+        ),
+        (
+            "resources: [{name: a/b, containerPath: zigbee}]",
+            "resources[0].containerPath: expected an absolute path without commas, found 'zigbee'",
+        ),
+        (
+            "resources: [{name: a/b, containerPath: '/dev/{name:>9}'}]",
+            "resources[0].containerPath: expected no other placeholders than {name}, {device} and"
+            " {port}, found '/dev/{name:>9}'",
+        ),
+    ],
+)
+def test_errors_name_the_place_what_was_found_and_what_was_expected(
+    text: str, message: str
+) -> None:
+    assert error(text) == message
+
+
+def test_text_that_is_not_yaml() -> None:
+    assert error("resources: [").startswith("is not YAML: ")
+
+
+@pytest.mark.parametrize(
+    "text", [b"\xff\xfe\xfa", b"a: !!python/object:os.system x", b"{" * 5000, b"a: &a [*a]"]
+)
+def test_hostile_yaml_is_an_error_too(text: bytes) -> None:
+    with pytest.raises(ConfigError):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("serial", "expected domain/name"),
+        ("kubernetes.io/serial", "kubernetes.io is reserved"),
+        ("x.kubernetes.io/serial", "kubernetes.io is reserved"),
+        ("requests.example.com/serial", "does not begin with 'requests.'"),
+        ("Example.com/serial", "lower-case DNS name"),
+        ("example.com/" + "x" * 64, "at most 63"),
+        ("example.com/a/b", "at most 63"),
+        ("example.com/-x", "at most 63"),
+        ("x" * 250 + ".io/a", "lower-case DNS name"),
+    ],
+)
+def test_resource_names_follow_the_kubelets_rules(name: str, problem: str) -> None:
+    message = error(f"resources: [{{name: '{name}'}}]")
+    assert message.startswith("resources[0].name: ")
+    assert problem in message
+
+
+@pytest.mark.parametrize("name", ["usbplugin/serial", "a.b-c.io/X_1.y", "my-kubernetes.io/a"])
+def test_good_resource_names(name: str) -> None:
+    assert parse(f"resources: [{{name: {name}}}]".encode()).resources[0].name == name
+
+
+def test_an_empty_selector_that_shadows_later_resources_is_warned_of() -> None:
+    config = parse(b"""
+resources:
+  - {name: a/all, selectors: [{}]}
+  - {name: a/zigbee, selectors: [{vendor: "10c4"}]}
+""")
+    assert config.warnings() == [
+        "resources[1]: a/zigbee never gets a device, for a/all before it matches every port:"
+        " move that one to the end"
+    ]
+    assert Config().warnings() == []
+
+
+def test_errors_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("resources: 1")
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert str(caught.value) == f"{path}: resources: expected array, found 1"
+
+
+def test_an_unreadable_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "missing.yaml")
+    assert str(caught.value) == (
+        f"{tmp_path}/missing.yaml: cannot be read: No such file or directory"
+    )
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load(tmp_path)
