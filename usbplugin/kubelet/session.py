@@ -65,14 +65,25 @@ class Session:
         directory: PluginDirectory,
         host_path: HostPath,
         locate: Locate,
+        stream_timeout: float = STREAM_TIMEOUT,
     ) -> None:
-        """Prepare; ``run`` does the work."""
+        """Prepare; ``run`` does the work.
+
+        Args:
+            handover: How the resource's devices appear in containers.
+            snapshot: What to stream first.
+            directory: Where the kubelet is.
+            host_path: Where a port's node is found on the host.
+            locate: Which resource knows a device ID.
+            stream_timeout: Seconds within which the kubelet has to open its stream.
+        """
         self.resource = handover.resource
         self._handover = handover
         self._snapshot = snapshot
         self._directory = directory
         self._host_path = host_path
         self._locate = locate
+        self._stream_timeout = stream_timeout
         self._plugin: DevicePlugin | None = None
         self._wake = asyncio.Event()
         self._closing = False
@@ -163,12 +174,12 @@ class Session:
                     if age <= _STABLE_AFTER:
                         raise KubeletError("the kubelet ended its stream soon after it began")
                     return self._over("the kubelet ended its stream")
-                elif age >= STREAM_TIMEOUT:
+                elif age >= self._stream_timeout:
                     raise KubeletError(
-                        f"the kubelet opened no ListAndWatch stream within {STREAM_TIMEOUT:.0f} s"
+                        f"the kubelet opened no ListAndWatch stream within {self._stream_timeout:.0f} s"
                     )
                 else:
-                    await self._wait(STREAM_TIMEOUT - age)
+                    await self._wait(self._stream_timeout - age)
             return None
 
     def _over(self, reason: str) -> None:

@@ -1,0 +1,122 @@
+"""A node in a temporary directory: a virtual bus, an embedded kubelet, and usbplugin on it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from usbplugin.agent import Agent
+from usbplugin.discovery import DirectorySource
+from usbplugin.inventory import ResourceRule
+from usbplugin.kubelet import Handover, LinkDirectory, PluginDirectory
+from usbplugin.virtual.kubelet import EmbeddedKubelet
+from usbplugin.virtual.ttys import Descriptors, VirtualBus, VirtualPort
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import AsyncIterator, Sequence
+
+SERIAL = "usbplugin/serial"
+
+
+class Node(AbstractAsyncContextManager["Node"]):
+    """The parts share short paths, since sockets cannot have long ones."""
+
+    def __init__(self) -> None:
+        self._exits = AsyncExitStack()
+        root = Path(self._exits.enter_context(tempfile.TemporaryDirectory(prefix="up-")))
+        self.kubelet_dir = root / "kubelet"
+        self.device_dir = root / "dev"
+        self.link_dir = root / "links"
+        self.device_dir.mkdir()
+        self.kubelet = EmbeddedKubelet(self.kubelet_dir)
+        self.bus = self._exits.enter_context(VirtualBus(self.device_dir))
+
+    async def __aenter__(self) -> Self:
+        await self.kubelet.start()
+        self._exits.push_async_callback(self.kubelet.stop)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._exits.aclose()
+
+    def plug(self, name: str, serial: str, **descriptors: str) -> VirtualPort:
+        return self.bus.plug(
+            name,
+            Descriptors(vendor_id="0403", product_id="6001", serial=serial, **descriptors),  # type: ignore[arg-type]
+        )
+
+    @asynccontextmanager
+    async def agent(
+        self,
+        resources: Sequence[tuple[ResourceRule, Handover]] = (),
+        device_dir: Path | None = None,
+    ) -> AsyncIterator[Agent]:
+        """An agent in this event loop; it has to stop by itself when asked to."""
+        stopping = asyncio.Event()
+        agent = Agent(
+            resources or [(ResourceRule(SERIAL), Handover(SERIAL))],
+            [DirectorySource(device_dir or self.device_dir)],
+            PluginDirectory(self.kubelet_dir),
+            LinkDirectory(self.link_dir),
+        )
+        running = asyncio.create_task(agent.run(stopping))
+        try:
+            yield agent
+        finally:
+            stopping.set()
+            await asyncio.wait_for(running, 10)
+
+    @asynccontextmanager
+    async def serve(self, *flags: str) -> AsyncIterator[Process]:
+        """The real ``usbplugin serve`` as a process of its own."""
+        process = Process(self, flags)
+        try:
+            yield process
+        finally:
+            process.kill()
+
+    def sockets(self) -> set[str]:
+        """Names of the plugin sockets in the kubelet's directory."""
+        return {path.name for path in self.kubelet_dir.glob("usbplugin-*.sock")}
+
+
+class Process:
+    """``usbplugin serve``, its log kept for the error message."""
+
+    def __init__(self, node: Node, flags: Sequence[str]) -> None:
+        self._log = tempfile.TemporaryFile("w+b")  # noqa: SIM115 -- closed by kill
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "usbplugin", "serve", "--no-udev"),
+                *("--device-dir", str(node.device_dir), "--kubelet-dir", str(node.kubelet_dir)),
+                *("--link-dir", str(node.link_dir), *flags),
+            ],
+            stderr=self._log,
+            env={k: v for k, v in os.environ.items() if not k.startswith("USBPLUGIN_")},
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def log(self) -> str:
+        self._log.seek(0)
+        return self._log.read().decode()
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    async def wait(self, within: float) -> int:
+        return await asyncio.to_thread(self._process.wait, within)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._log.close()

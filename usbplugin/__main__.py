@@ -1,0 +1,7 @@
+"""``python -m usbplugin`` is ``usbplugin``."""
+
+import sys
+
+from usbplugin.cli import main
+
+sys.exit(main())

@@ -1,0 +1,164 @@
+"""Tells when a directory's entries change, however often the directory itself goes and comes.
+
+A hint, never the truth: callers look for themselves when called back, and now and then besides,
+for inotify(7) queues overflow, watches die with their directory, and instances run out.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from watchdog.events import (
+    DirCreatedEvent,
+    DirDeletedEvent,
+    DirMovedEvent,
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers import Observer
+
+from usbplugin.telemetry.logs import fields
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from watchdog.observers.api import BaseObserver, ObservedWatch
+
+_log = logging.getLogger(__name__)
+
+# Without a filter, reading the directory would itself be an event (IN_OPEN), and so without end.
+# All watches must ask for the same: inotify_add_watch(2) replaces the mask of a path it knows.
+_EVENTS: list[type[FileSystemEvent]] = [
+    DirCreatedEvent,
+    DirDeletedEvent,
+    DirMovedEvent,
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileMovedEvent,
+]
+
+_MOST_PASSES = 8
+
+
+class DirectoryWatch:
+    """Calls back when entries of ``directory`` are created, deleted or renamed.
+
+    An entry moved out of the directory is noticed half a second late: watchdog waits that long for
+    the other half of a rename.
+    """
+
+    def __init__(self, directory: Path, on_change: Callable[[], None]) -> None:
+        """Prepare to watch; ``on_change`` runs in watchdog's thread and must return at once."""
+        self._directory = directory
+        self._on_change = on_change
+        self._observer: BaseObserver | None = None
+        self._armed: dict[Path, tuple[ObservedWatch, _Inode]] = {}
+        self._deleted: set[Path] = set()
+        self._complained = False
+
+    def refresh(self) -> bool:
+        """Start watching, or mend what broke since. Call it before each look at the directory.
+
+        Returns:
+            False if changes may now go unnoticed, so that the caller has to look more often.
+        """
+        try:
+            self._refresh()
+        except OSError as error:
+            self.stop()
+            if not self._complained:
+                self._complained = True
+                _log.warning(
+                    "inotify is not available; looking every second instead",
+                    extra=fields(
+                        directory=self._directory,
+                        error=error,
+                        hint="raise fs.inotify.max_user_instances or max_user_watches",
+                    ),
+                )
+            return False
+        self._complained = False
+        return True
+
+    def stop(self) -> None:
+        """Stop watching; ``refresh`` starts again."""
+        observer, self._observer = self._observer, None
+        self._armed.clear()
+        if observer is not None and observer.is_alive():
+            observer.stop()
+            observer.join()
+
+    def _refresh(self) -> None:
+        if self._observer is not None and not self._observer.is_alive():
+            self.stop()
+        if self._observer is None:
+            observer = Observer()
+            observer.start()
+            self._observer = observer
+        # What comes or goes while watches are being set is seen by the next pass.
+        for _ in range(_MOST_PASSES):
+            if not self._rearm(self._observer):
+                break
+
+    def _heed(self, watched: Path, event: FileSystemEvent) -> None:
+        """In watchdog's thread: of an ancestor, only directories may be what we wait for."""
+        if isinstance(event, DirDeletedEvent) and event.src_path == str(watched):
+            # Its watch is dead, even if a new directory has got its name and inode by now.
+            self._deleted.add(watched)
+        elif watched != self._directory and not event.is_directory:
+            return
+        self._on_change()
+
+    def _rearm(self, observer: BaseObserver) -> bool:
+        """Watch what there is to watch; whether anything had to be changed for that."""
+        # The nearest ancestor that exists tells when the directory comes back.
+        ancestor = next(path for path in self._directory.parents if path.is_dir())
+        wanted = {path for path in (self._directory, ancestor) if path.is_dir()}
+        alive = {emitter.watch for emitter in observer.emitters if emitter.is_alive()}
+        useless = {
+            path
+            for path, (watch, inode) in self._armed.items()
+            if path not in wanted or watch not in alive or _inode(path) != inode
+        }
+        useless |= self._deleted & self._armed.keys()
+        self._deleted.clear()
+        for path in useless:
+            observer.unschedule(self._armed.pop(path)[0])
+        missing = wanted - self._armed.keys()
+        for path in missing:
+            inode = _inode(path)
+            with suppress(FileNotFoundError):  # it has gone again: the next pass sees that
+                watch = observer.schedule(
+                    _Handler(path, self._heed), str(path), event_filter=_EVENTS
+                )
+                self._armed[path] = (watch, inode)
+        return bool(useless or missing)
+
+
+_Inode = tuple[int, int] | None
+
+
+def _inode(path: Path) -> _Inode:
+    try:
+        status = os.stat(path)  # noqa: PTH116 -- follows links, as the watch does
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+class _Handler(FileSystemEventHandler):
+    """Hands on every event, with the path whose watch it came from."""
+
+    def __init__(self, path: Path, heed: Callable[[Path, FileSystemEvent], None]) -> None:
+        self._path = path
+        self._heed = heed
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        self._heed(self._path, event)
