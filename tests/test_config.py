@@ -143,6 +143,7 @@ def test_hostile_yaml_is_an_error_too(text: bytes) -> None:
         ("serial", "expected domain/name"),
         ("kubernetes.io/serial", "kubernetes.io is reserved"),
         ("x.kubernetes.io/serial", "kubernetes.io is reserved"),
+        ("my-kubernetes.io/serial", "kubernetes.io is reserved"),
         ("requests.example.com/serial", "does not begin with 'requests.'"),
         ("Example.com/serial", "lower-case DNS name"),
         ("example.com/" + "x" * 64, "at most 63"),
@@ -157,7 +158,7 @@ def test_resource_names_follow_the_kubelets_rules(name: str, problem: str) -> No
     assert problem in message
 
 
-@pytest.mark.parametrize("name", ["usbplugin/serial", "a.b-c.io/X_1.y", "my-kubernetes.io/a"])
+@pytest.mark.parametrize("name", ["usbplugin/serial", "a.b-c.io/X_1.y", "kubernetes.io.example/a"])
 def test_good_resource_names(name: str) -> None:
     assert parse(f"resources: [{{name: {name}}}]".encode()).resources[0].name == name
 

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from usbplugin.config import Config
     from usbplugin.discovery import Source
+    from usbplugin.virtual.ttys import VirtualPort
 
 EXIT_CODES = """\
 exit codes:
@@ -265,6 +267,109 @@ def _check(options: argparse.Namespace) -> int:
     rows = scan(_sources(options, config), [resource.rule() for resource in config.resources])
     print(table(rows) if rows else "No serial ports are here now.")
     return 0
+
+
+def _add_virtual(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dir",
+        metavar="DIR",
+        default="/tmp/usbplugin-virtual",  # noqa: S108 -- a name that two shells can agree on
+        help="the directory that plays the USB bus: give it to serve --device-dir"
+        " (default %(default)s)",
+    )
+    make = parser.add_argument_group("make devices, until interrupted")
+    make.add_argument("--count", type=int, default=1, metavar="N", help="how many (default 1)")
+    make.add_argument(
+        "--kind", choices=("USB", "ACM"), default="USB", help="ttyUSB* or ttyACM* (default USB)"
+    )
+    make.add_argument(
+        "--peer",
+        choices=("pair", "echo", "lines"),
+        default="pair",
+        help="who is at the far end: whoever opens DIR/peer-NAME, an echo, or a sensor that sends"
+        " a JSON line now and then (default pair)",
+    )
+    make.add_argument(
+        "--interval", type=float, default=1.0, metavar="S", help="seconds between two lines"
+    )
+    make.add_argument("--vendor", default="0403", metavar="ID", help="USB vendor ID")
+    make.add_argument("--product", default="6001", metavar="ID", help="USB product ID")
+    make.add_argument(
+        "--serial", default="VIRTUAL", metavar="TEXT", help="serial numbers are TEXT-0, TEXT-1..."
+    )
+    play = parser.add_argument_group("play hotplug, from another shell")
+    action = play.add_mutually_exclusive_group()
+    action.add_argument("--unplug", metavar="NAME", help="pull a device out: --unplug ttyUSB0")
+    action.add_argument("--plug", metavar="NAME", help="plug it in again: --plug ttyUSB0")
+    action.add_argument("--status", action="store_true", help="show the devices")
+    play.add_argument(
+        "--as", dest="rename", default="", metavar="NAME", help="with --plug: under this name"
+    )
+
+
+def _virtual(options: argparse.Namespace) -> int:
+    from usbplugin.virtual.control import Command, Plug, Status, Unplug, control
+
+    directory = Path(options.dir)
+    command: Command | None = None
+    if options.unplug:
+        command = Unplug(options.unplug)
+    elif options.plug:
+        command = Plug(options.plug, options.rename)
+    elif options.status:
+        command = Status()
+    if command is None:
+        return _run_bus(options, directory)
+    _print_virtual_ports(control(directory, command))
+    return 0
+
+
+def _run_bus(options: argparse.Namespace, directory: Path) -> int:
+    from usbplugin.virtual.control import ControlServer
+    from usbplugin.virtual.ttys import Descriptors, Peer, VirtualBus
+
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    with VirtualBus(directory) as bus, ControlServer(bus):
+        for index in range(options.count):
+            descriptors = Descriptors(
+                vendor_id=options.vendor,
+                product_id=options.product,
+                serial=f"{options.serial}-{index}",
+                manufacturer="usbplugin",
+                product="virtual tty",
+                location=f"virtual-{index + 1}",
+            )
+            bus.plug(
+                f"tty{options.kind}{index}",
+                descriptors,
+                peer=Peer(options.peer),
+                interval=options.interval,
+            )
+        _print_virtual_ports(bus.ports())
+        print(
+            f"\nDiscover them:  usbplugin list --no-udev --device-dir {directory}"
+            f"\nPull one out:   usbplugin virtual --dir {directory} --unplug tty{options.kind}0"
+            f"\nPlug it in:     usbplugin virtual --dir {directory} --plug tty{options.kind}0"
+            "\nCtrl-C ends it all.",
+            flush=True,
+        )
+        stopping.wait()
+    return 0
+
+
+def _print_virtual_ports(ports: Sequence[VirtualPort]) -> None:
+    for port in ports:
+        where = f"{port.path} -> {port.node}" if port.plugged else "unplugged"
+        peer = port.peer_path or port.peer.value
+        print(f"{port.name:<10} {where:<45} serial {port.descriptors.serial}, peer {peer}")
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from usbplugin.virtual.demo import tell
+
+    return 0 if asyncio.run(tell(verbose=options.verbose)) else 1
 
 
 if __name__ == "__main__":

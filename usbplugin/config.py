@@ -19,6 +19,7 @@ from usbplugin.errors import ConfigError
 from usbplugin.inventory import ResourceRule, Selector
 from usbplugin.kubelet import Handover
 from usbplugin.kubelet.allocation import DEFAULT_CONTAINER_PATH, PLACEHOLDERS
+from usbplugin.kubelet.names import resource_name_problem
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -155,32 +156,6 @@ def _validate_selector(selector: Selector, where: str) -> None:
         raise ConfigError(
             f"{where}.interface: expected a number from 0 to 255, found {selector.interface}"
         )
-
-
-_DNS_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
-_DNS_SUBDOMAIN = re.compile(rf"{_DNS_LABEL}(\.{_DNS_LABEL})*")
-_NAME_PART = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
-# The kubelet checks the name with "requests." in front of it, as a quota would have it.
-_LONGEST_DOMAIN = 253 - len("requests.")
-
-
-def resource_name_problem(name: str) -> str:
-    """Why the kubelet would refuse ``name`` as an extended resource; empty if it would not.
-
-    The rules are IsExtendedResourceName's (k8s.io/kubernetes/pkg/apis/core/v1/helper).
-    """
-    domain, slash, part = name.partition("/")
-    if not slash:
-        return "expected domain/name"
-    if domain == "kubernetes.io" or domain.endswith(".kubernetes.io"):
-        return "expected a domain of your own: kubernetes.io is reserved"
-    if name.startswith("requests."):
-        return "expected a domain that does not begin with 'requests.'"
-    if len(domain) > _LONGEST_DOMAIN or not _DNS_SUBDOMAIN.fullmatch(domain):
-        return "expected a lower-case DNS name before the slash"
-    if not _NAME_PART.fullmatch(part):
-        return "expected at most 63 letters, digits, '-', '_' or '.' after the slash"
-    return ""
 
 
 def _container_path_problem(template: str) -> str:

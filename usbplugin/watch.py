@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ class DirectoryWatch:
         self._on_change = on_change
         self._observer: BaseObserver | None = None
         self._armed: dict[Path, tuple[ObservedWatch, _Inode]] = {}
-        self._deleted: set[Path] = set()
+        self._deleted: deque[Path] = deque()
         self._complained = False
 
     def refresh(self) -> bool:
@@ -111,7 +112,7 @@ class DirectoryWatch:
         """In watchdog's thread: of an ancestor, only directories may be what we wait for."""
         if isinstance(event, DirDeletedEvent) and event.src_path == str(watched):
             # Its watch is dead, even if a new directory has got its name and inode by now.
-            self._deleted.add(watched)
+            self._deleted.append(watched)
         elif watched != self._directory and not event.is_directory:
             return
         self._on_change()
@@ -127,8 +128,8 @@ class DirectoryWatch:
             for path, (watch, inode) in self._armed.items()
             if path not in wanted or watch not in alive or _inode(path) != inode
         }
-        useless |= self._deleted & self._armed.keys()
-        self._deleted.clear()
+        while self._deleted:
+            useless |= {self._deleted.popleft()} & self._armed.keys()
         for path in useless:
             observer.unschedule(self._armed.pop(path)[0])
         missing = wanted - self._armed.keys()

@@ -13,6 +13,7 @@ import socket
 import stat
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
 
 from usbplugin.errors import KubeletError
 from usbplugin.telemetry.logs import fields
@@ -107,6 +108,11 @@ class PluginDirectory:
                         await changed.wait()
         finally:
             watch.stop()
+
+
+def unix_target(path: Path) -> str:
+    """The gRPC target of a socket; gRPC parses it as a URI, so that odd characters need quoting."""
+    return f"unix:{quote(str(path))}"
 
 
 def _prefix(resource: str) -> str:

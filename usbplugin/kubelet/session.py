@@ -19,6 +19,7 @@ import grpc
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
 from usbplugin.errors import KubeletError
+from usbplugin.kubelet.directory import unix_target
 from usbplugin.kubelet.plugin import OPTIONS, DevicePlugin
 from usbplugin.telemetry.logs import fields
 
@@ -176,7 +177,7 @@ class Session:
                     return self._over("the kubelet ended its stream")
                 elif age >= self._stream_timeout:
                     raise KubeletError(
-                        f"the kubelet opened no ListAndWatch stream within {self._stream_timeout:.0f} s"
+                        f"no ListAndWatch stream within {self._stream_timeout:.0f} s of Register"
                     )
                 else:
                     await self._wait(self._stream_timeout - age)
@@ -194,7 +195,7 @@ class Session:
         server = grpc.aio.server()
         rpc.add_DevicePluginServicer_to_server(plugin, server)
         try:
-            server.add_insecure_port(f"unix:{path}")
+            server.add_insecure_port(unix_target(path))
         except RuntimeError as error:
             raise KubeletError(f"cannot serve on {path}: {error}") from error
         try:
@@ -214,7 +215,7 @@ class Session:
             resource_name=self.resource,
             options=OPTIONS,
         )
-        target = f"unix:{self._directory.kubelet_socket}"
+        target = unix_target(self._directory.kubelet_socket)
         try:
             async with grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS) as channel:
                 await rpc.RegistrationStub(channel).Register(request, timeout=REGISTER_TIMEOUT)

@@ -1,0 +1,309 @@
+"""The embedded kubelet's device manager: resources, the calls to their plugins, and containers.
+
+This module owns what a kubelet knows of devices and of who holds them, and decides which to hand
+out. It never touches the file system, and never runs a real container.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from enum import Enum
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
+from usbplugin.virtual.plugin_client import EmbeddedKubeletError, PluginCallError, Resource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from usbplugin.virtual.plugin_client import Device, PluginClient, PluginOptions
+
+
+class UnexpectedAdmissionError(EmbeddedKubeletError):
+    """The pod has failed for good: there were no devices, or the plugin refused.
+
+    A kubelet never tries such a pod again, whatever its restartPolicy; only a controller replaces
+    it.
+    """
+
+    def __init__(self, reason: str, cause: PluginCallError | None = None) -> None:
+        super().__init__(f"Allocate failed due to {reason}, which is unexpected")
+        self.code = cause.code if cause else None
+        """The status the plugin answered with; None if the kubelet refused by itself."""
+        self.details = cause.details if cause else ""
+        """The plugin's own message."""
+
+
+class CreateContainerConfigError(EmbeddedKubeletError):
+    """The container was not started, and waits: ``container.start()`` tries again."""
+
+    def __init__(
+        self, reason: str, container: Container, cause: PluginCallError | None = None
+    ) -> None:
+        super().__init__(reason)
+        self.container = container
+        self.code = cause.code if cause else None
+        """The status the plugin answered with; None if the kubelet refused by itself."""
+        self.details = cause.details if cause else ""
+        """The plugin's own message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A container, and the devices that are its own until it is removed."""
+
+    namespace: str
+    pod: str
+    container: str
+    resource: str
+    device_ids: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"container {self.namespace}/{self.pod}/{self.container}"
+
+
+class ContainerState(Enum):
+    """How far a container has come."""
+
+    WAITING = "waiting"
+    """Admitted: it holds its devices, and is not running."""
+    RUNNING = "running"
+    REMOVED = "removed"
+
+
+class Container:
+    """A container with devices, as far as its kubelet has to do with it: nothing is executed.
+
+    Its devices stay its own over restarts of itself, of the plugin and of the kubelet.
+    """
+
+    def __init__(self, manager: DeviceManager, holder: Holder, answer: bytes) -> None:
+        self._manager = manager
+        self._answer = answer
+        self.holder = holder
+        self.state = ContainerState.WAITING
+        self.starts = 0
+        """Number of successful starts."""
+
+    @property
+    def device_ids(self) -> tuple[str, ...]:
+        """The devices it holds."""
+        return self.holder.device_ids
+
+    @property
+    def answer(self) -> v1beta1.ContainerAllocateResponse:
+        """What the plugin answered to Allocate, a copy: used for every start of this container."""
+        return v1beta1.ContainerAllocateResponse.FromString(self._answer)
+
+    @property
+    def devices(self) -> tuple[v1beta1.DeviceSpec, ...]:
+        """Device nodes of the cached answer."""
+        return tuple(self.answer.devices)
+
+    @property
+    def mounts(self) -> tuple[v1beta1.Mount, ...]:
+        """Mounts of the cached answer."""
+        return tuple(self.answer.mounts)
+
+    @property
+    def envs(self) -> dict[str, str]:
+        """Environment variables of the cached answer."""
+        return dict(self.answer.envs)
+
+    async def start(self) -> None:
+        """Start it: PreStartContainer first, if the plugin's options require it; never Allocate.
+
+        Raises:
+            CreateContainerConfigError: the plugin refused, is gone, or took too long; try again.
+            EmbeddedKubeletError: it is running or removed, or the kubelet is not running.
+        """
+        if self.state is not ContainerState.WAITING:
+            raise EmbeddedKubeletError(f"{self} is {self.state.value} and cannot be started")
+        await self._manager.pre_start(self)
+        if self.state is ContainerState.WAITING:
+            self.state = ContainerState.RUNNING
+            self.starts += 1
+
+    async def restart(self) -> None:
+        """End it, if it is running, and start it again. Raises what ``start`` raises."""
+        if self.state is ContainerState.RUNNING:
+            self.state = ContainerState.WAITING
+        await self.start()
+
+    def remove(self) -> None:
+        """End it for good and free its devices, as when its pod is deleted."""
+        self.state = ContainerState.REMOVED
+        self._manager.remove(self)
+
+    def __str__(self) -> str:
+        return str(self.holder)
+
+
+class DeviceManager:
+    """Resources, registered plugins and holders. Knows nothing of streams and sockets."""
+
+    def __init__(
+        self,
+        changed: Callable[[], None],
+        violation: Callable[[str, str], None],
+        pre_start_timeout: float,
+    ) -> None:
+        self.running = False
+        self.resources: dict[str, Resource] = {}
+        self.containers: list[Container] = []
+        self._endpoints: dict[str, PluginClient] = {}
+        self._changed = changed
+        self._violation = violation
+        self._pre_start_timeout = pre_start_timeout
+        # A kubelet admits one pod after the other, and a slow Allocate holds up all of them.
+        self._admission = asyncio.Lock()
+
+    def connected(self, client: PluginClient, options: PluginOptions) -> None:
+        """Send all further calls for this resource to this plugin."""
+        self._endpoints[client.resource] = client
+        self._put(replace(self.known(client.resource), connected=True, options=options))
+
+    def update(self, name: str, devices: Mapping[str, Device]) -> None:
+        """Replace the resource's devices."""
+        self._put(replace(self.known(name), devices=MappingProxyType(dict(devices))))
+
+    def disconnected(self, name: str) -> None:
+        """Count all devices of the resource as unhealthy, and call its plugin no more."""
+        self._endpoints.pop(name, None)
+        known = self.known(name)
+        devices = {key: replace(device, healthy=False) for key, device in known.devices.items()}
+        self._put(replace(known, connected=False, devices=MappingProxyType(devices)))
+
+    def forget(self, name: str) -> None:
+        """Drop a resource whose plugin stayed away: no capacity, and no starts for its holders."""
+        self.resources.pop(name, None)
+        self._changed()
+
+    def reset(self) -> None:
+        """Keep what a checkpoint keeps: names of resources, holders, and their cached answers."""
+        self._endpoints.clear()
+        self.resources = {name: Resource(name) for name in self.resources}
+        self._changed()
+
+    def known(self, name: str) -> Resource:
+        """Return what is known of a resource: nothing, if it never registered."""
+        return self.resources.get(name) or Resource(name)
+
+    def _put(self, resource: Resource) -> None:
+        self.resources[resource.name] = resource
+        self._changed()
+
+    async def admit(self, holder: Holder, count: int) -> Container:
+        """Choose ``count`` devices unless the holder names some, and Allocate them.
+
+        Raises:
+            UnexpectedAdmissionError: too few devices, or the plugin refused.
+            EmbeddedKubeletError: the kubelet is not running, or there is such a container already.
+        """
+        async with self._admission:
+            self._require_running()
+            if any(_same_container(other.holder, holder) for other in self.containers):
+                raise EmbeddedKubeletError(f"{holder} exists already; remove it first")
+            container = await self._allocate(holder, count)
+            self.containers.append(container)
+        self._changed()
+        return container
+
+    async def _allocate(self, holder: Holder, count: int) -> Container:
+        resource = self.resources.get(holder.resource)
+        if resource is None:
+            raise UnexpectedAdmissionError(f"cannot allocate unregistered device {holder.resource}")
+        held = self._held(resource.name)
+        if taken := held.intersection(holder.device_ids):
+            raise UnexpectedAdmissionError(f"devices {sorted(taken)} being held already")
+        if not holder.device_ids:
+            chosen = await self._choose(resource, count, held)
+            holder = replace(holder, device_ids=tuple(chosen))
+        endpoint = self._endpoints.get(holder.resource)
+        if endpoint is None:
+            raise UnexpectedAdmissionError(f"endpoint {holder.resource} has been stopped")
+        try:
+            response = await endpoint.allocate(holder.device_ids)
+        except PluginCallError as error:
+            raise UnexpectedAdmissionError(str(error), error) from error
+        answers = response.container_responses
+        if len(answers) != 1:
+            self._violation(
+                holder.resource, f"Allocate answered for {len(answers)} containers of 1"
+            )
+        if not answers:
+            raise UnexpectedAdmissionError("no containers return in allocation response")
+        return Container(self, holder, answers[0].SerializeToString())
+
+    async def _choose(self, resource: Resource, count: int, held: Collection[str]) -> list[str]:
+        name = resource.name
+        if not resource.healthy:
+            raise UnexpectedAdmissionError(
+                f"no healthy devices present; cannot allocate unhealthy devices {name}"
+            )
+        # A kubelet takes them in no order at all; this one in an order that can be repeated.
+        available = sorted(resource.healthy.difference(held))
+        if len(available) < count:
+            raise UnexpectedAdmissionError(
+                f"requested number of devices unavailable for {name}. "
+                f"Requested: {count}, Available: {len(available)}"
+            )
+        endpoint = self._endpoints.get(name)
+        preferred: list[str] = []
+        if (
+            endpoint is not None
+            and len(available) > count
+            and resource.options is not None
+            and resource.options.preferred_allocation
+        ):
+            try:
+                preferred = await endpoint.prefer(available, count)
+            except PluginCallError as error:
+                raise UnexpectedAdmissionError(
+                    f"device plugin GetPreferredAllocation rpc failed with err: {error}", error
+                ) from error
+        if unavailable := sorted(set(preferred).difference(available)):
+            self._violation(name, f"GetPreferredAllocation named {unavailable}: not available")
+        usable = [device_id for device_id in preferred if device_id in available]
+        return list(dict.fromkeys([*usable, *available]))[:count]
+
+    async def pre_start(self, container: Container) -> None:
+        """Call PreStartContainer, if there is reason to. Raises what ``Container.start`` raises."""
+        self._require_running()
+        name = container.holder.resource
+        resource = self.resources.get(name)
+        if resource is None:
+            raise CreateContainerConfigError(
+                f"endpoint not found in cache for a registered resource: {name}", container
+            )
+        # No options: this kubelet has started after the plugin went away. It does not ask then.
+        if resource.options is None or not resource.options.pre_start_required:
+            return
+        failed = "device plugin PreStartContainer rpc failed with err: "
+        endpoint = self._endpoints.get(name)
+        if endpoint is None:
+            raise CreateContainerConfigError(f"{failed}endpoint {name} has been stopped", container)
+        try:
+            await endpoint.pre_start(container.device_ids, self._pre_start_timeout)
+        except PluginCallError as error:
+            raise CreateContainerConfigError(f"{failed}{error}", container, error) from error
+
+    def remove(self, container: Container) -> None:
+        """Forget the container; its devices can be handed out again."""
+        if container in self.containers:
+            self.containers.remove(container)
+            self._changed()
+
+    def _held(self, name: str) -> set[str]:
+        holders = (container.holder for container in self.containers)
+        return {key for holder in holders if holder.resource == name for key in holder.device_ids}
+
+    def _require_running(self) -> None:
+        if not self.running:
+            raise EmbeddedKubeletError("the embedded kubelet is not running; start it first")
+
+
+def _same_container(one: Holder, other: Holder) -> bool:
+    return (one.namespace, one.pod, one.container) == (other.namespace, other.pod, other.container)

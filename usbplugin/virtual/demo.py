@@ -1,0 +1,246 @@
+"""The whole job as a short story in a terminal, each step checked.
+
+A real ``usbplugin serve`` runs beside an embedded kubelet and virtual ttys; nothing is simulated
+that the plugin itself does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from usbplugin.virtual.containers import CreateContainerConfigError
+from usbplugin.virtual.kubelet import EmbeddedKubelet
+from usbplugin.virtual.ttys import Descriptors, VirtualBus
+
+if TYPE_CHECKING:
+    from asyncio.subprocess import Process
+    from collections.abc import Callable
+
+    from usbplugin.virtual.containers import Container
+
+RESOURCE = "usbplugin/serial"
+DEVICE = "usb-0403:6001-GPS-A7-if00"
+_GPS = Descriptors(
+    vendor_id="0403",
+    product_id="6001",
+    serial="GPS-A7",
+    manufacturer="FTDI",
+    product="GPS receiver",
+    location="virtual-1",
+)
+_PATIENCE = 10.0
+
+
+class _Teller:
+    """Prints the story and keeps count of what held."""
+
+    def __init__(self) -> None:
+        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        self._bold, self._green, self._red, self._dim, self._off = (
+            ("\033[1m", "\033[32m", "\033[31m", "\033[2m", "\033[0m") if colour else ("",) * 5
+        )
+        self.held = 0
+        self.failed = 0
+
+    def chapter(self, text: str) -> None:
+        print(f"\n{self._bold}{text}{self._off}", flush=True)
+
+    def say(self, text: str) -> None:
+        print(f"    {self._dim}{text}{self._off}", flush=True)
+
+    def check(self, text: str, *, held: bool = True) -> None:
+        self.held += held
+        self.failed += not held
+        mark = f"{self._green}ok  {self._off}" if held else f"{self._red}FAIL{self._off}"
+        print(f"  {mark}{text}", flush=True)
+
+
+async def tell(*, verbose: bool = False) -> bool:
+    """Run the demo; whether every step held. Takes a few seconds, needs no root."""
+    teller = _Teller()
+    began = time.monotonic()
+    async with AsyncExitStack() as exits:
+        root = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="usbplugin-")))
+        log = None if verbose else exits.enter_context((root / "log").open("w+b"))
+        demo = _Demo(root, teller)
+        try:
+            await demo.run(exits, log.fileno() if log else None)
+        except (TimeoutError, OSError, CreateContainerConfigError) as error:
+            teller.check(f"the story ends here: {error}", held=False)
+        if teller.failed and log:
+            log.seek(0)
+            teller.say("The plugin's log:\n" + log.read().decode("utf-8", "backslashreplace"))
+    steps = teller.held + teller.failed
+    teller.chapter(f"{teller.held} of {steps} checks held, in {time.monotonic() - began:.1f} s.")
+    if not teller.failed:
+        teller.say("On a cluster the same goes for real USB ports: see deploy/ and README.md.")
+    return not teller.failed
+
+
+class _Demo:
+    def __init__(self, root: Path, teller: _Teller) -> None:
+        self._root = root
+        self._tell = teller
+        self._kubelet = EmbeddedKubelet(root / "kubelet")
+        self._bus_directory = root / "dev"
+
+    async def run(self, exits: AsyncExitStack, log: int | None) -> None:
+        await exits.enter_async_context(self._kubelet)
+        bus = exits.enter_context(VirtualBus(self._bus_directory))
+        plugin = await self._start(log)
+        exits.callback(_kill, plugin)
+        container = await self._plug_and_allocate(bus)
+        await self._unplug_and_replug(bus, container)
+        await self._restart_kubelet()
+        await self._stop(plugin)
+
+    async def _start(self, log: int | None) -> Process:
+        self._tell.chapter("usbplugin starts beside a kubelet")
+        command = [
+            *(sys.executable, "-m", "usbplugin", "serve", "--no-udev"),
+            *("--device-dir", str(self._bus_directory)),
+            *("--kubelet-dir", str(self._root / "kubelet")),
+            *("--link-dir", str(self._root / "links")),
+        ]
+        self._tell.say("$ usbplugin " + " ".join(command[3:]))
+        began = time.monotonic()
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("USBPLUGIN_")}
+        plugin = await asyncio.create_subprocess_exec(*command, stderr=log, env=environment)
+        await self._kubelet.wait_for(
+            lambda: self._kubelet.resource(RESOURCE).connected, within=_PATIENCE
+        )
+        self._tell.check(f"registered {RESOURCE} {_since(began)} after its process was started")
+        return plugin
+
+    async def _plug_and_allocate(self, bus: VirtualBus) -> Container:
+        self._tell.chapter("A GPS receiver is plugged in as ttyUSB0")
+        began = time.monotonic()
+        port = bus.plug("ttyUSB0", _GPS)
+        await self._until(lambda: DEVICE in self._kubelet.resource(RESOURCE).healthy)
+        self._tell.check(f"the kubelet sees it after {self._latency(began)}: {DEVICE} Healthy")
+
+        self._tell.chapter("A pod asks for usbplugin/serial: 1")
+        container = await self._kubelet.run_container(RESOURCE, pod="gps-reader")
+        for spec in container.devices:
+            self._tell.say(f"DeviceSpec {spec.host_path} -> {spec.container_path}")
+        for mount in container.mounts:
+            self._tell.say(f"Mount {mount.host_path} -> {mount.container_path}")
+            self._tell.say("(a pty can only be mounted; a real USB tty is a DeviceSpec here)")
+        for name, value in sorted(container.envs.items()):
+            self._tell.say(f"{name}={value}")
+        self._tell.check(
+            "Allocate hands over /dev/ttyUSB0, and nothing else",
+            held=[m.container_path for m in container.mounts] == ["/dev/ttyUSB0"],
+        )
+        await self._talk(container, port.peer_path)
+        return container
+
+    async def _talk(self, container: Container, peer_path: str) -> None:
+        """Bytes through the node that the container was given, and back."""
+        (mount,) = container.mounts
+        application = os.open(mount.host_path, os.O_RDWR | os.O_NOCTTY)
+        receiver = os.open(peer_path, os.O_RDWR | os.O_NOCTTY)
+        try:
+            sentence, command = b"$GPGGA,123519,4807.038,N,01131.000,E*47\r\n", b"$PMTK101*32\r\n"
+            heard = await _carry(receiver, application, sentence)
+            answered = await _carry(application, receiver, command)
+        finally:
+            os.close(application)
+            os.close(receiver)
+        self._tell.say(f"the container reads {json.dumps(heard.decode())}")
+        self._tell.check(
+            "bytes go both ways through the node it was given",
+            held=(heard, answered) == (sentence, command),
+        )
+
+    async def _unplug_and_replug(self, bus: VirtualBus, container: Container) -> None:
+        self._tell.chapter("Somebody pulls the cable")
+        began = time.monotonic()
+        bus.unplug("ttyUSB0")
+        await self._until(lambda: DEVICE not in self._kubelet.resource(RESOURCE).healthy)
+        resource = self._kubelet.resource(RESOURCE)
+        self._tell.check(
+            f"the kubelet sees it after {self._latency(began)}: {DEVICE} Unhealthy, still listed",
+            held=set(resource.devices) == {DEVICE},
+        )
+        try:
+            await container.restart()
+        except CreateContainerConfigError as error:
+            self._tell.say(str(error))
+            self._tell.check("the container may not start without its device; it waits")
+        else:
+            self._tell.check("the container may not start without its device", held=False)
+
+        self._tell.chapter("It is plugged in again, and comes up as ttyUSB5")
+        began = time.monotonic()
+        port = bus.replug("ttyUSB0", "ttyUSB5")
+        await self._until(lambda: DEVICE in self._kubelet.resource(RESOURCE).healthy)
+        self._tell.check(
+            f"the kubelet sees it after {self._latency(began)}: the same {DEVICE} Healthy",
+            held=set(self._kubelet.resource(RESOURCE).devices) == {DEVICE},
+        )
+        await container.restart()
+        self._tell.check("the waiting container starts, with the answer the kubelet had cached")
+        await self._talk(container, port.peer_path)
+
+    async def _restart_kubelet(self) -> None:
+        self._tell.chapter("The kubelet is restarted: it deletes all sockets and forgets us")
+        await self._kubelet.stop()
+        began = time.monotonic()
+        await self._kubelet.start()
+        await self._until(lambda: DEVICE in self._kubelet.resource(RESOURCE).healthy)
+        self._tell.check(f"registered again and streaming after {self._latency(began)}")
+
+    async def _stop(self, plugin: Process) -> None:
+        self._tell.chapter("The plugin is told to stop (SIGTERM)")
+        began = time.monotonic()
+        plugin.send_signal(signal.SIGTERM)
+        code = await asyncio.wait_for(plugin.wait(), _PATIENCE)
+        left = list((self._root / "kubelet").glob("usbplugin-*.sock"))
+        self._tell.check(
+            f"it ends after {_since(began)}, exit code {code}, no socket left behind",
+            held=code == 0 and not left,
+        )
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        await self._kubelet.wait_for(condition, within=_PATIENCE)
+
+    def _latency(self, began: float) -> str:
+        """From an event until the message that told of it was in the kubelet's hands."""
+        return f"{1000 * (self._kubelet.log.messages[-1].time - began):.1f} ms"
+
+
+def _kill(plugin: Process) -> None:
+    """End what an interrupted story would leave behind."""
+    if plugin.returncode is None:
+        plugin.kill()
+
+
+def _since(began: float) -> str:
+    return f"{1000 * (time.monotonic() - began):.0f} ms"
+
+
+async def _carry(source: int, target: int, data: bytes) -> bytes:
+    """Write to one end, read from the other, until all has come through."""
+    loop = asyncio.get_running_loop()
+    os.write(source, data)
+    received = b""
+    async with asyncio.timeout(_PATIENCE):
+        while len(received) < len(data):
+            readable = asyncio.Event()
+            loop.add_reader(target, readable.set)
+            try:
+                await readable.wait()
+            finally:
+                loop.remove_reader(target)
+            received += os.read(target, 4096)
+    return received

@@ -1,0 +1,302 @@
+"""A kubelet's device plugin side, embedded: to a plugin it is a kubelet, over real sockets.
+
+This module owns kubelet.sock and what users of the embedded kubelet see. It starts no real
+container, needs neither root nor a cluster, and keeps all state in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import tempfile
+import time
+from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING, Self
+from urllib.parse import quote
+
+import grpc
+
+from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
+from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
+from usbplugin.virtual.containers import Container, DeviceManager, Holder
+from usbplugin.virtual.plugin_client import EmbeddedKubeletError, Resource, check_socket_path
+from usbplugin.virtual.registry import KubeletLog, PluginRegistry, Violation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+
+class EmbeddedKubelet:
+    """A kubelet for device plugins that use ``directory`` as their device plugin directory.
+
+    It belongs to the event loop that starts it. As an async context manager it starts and stops.
+    Use a directory with a short path: its sockets' paths may have 107 bytes at most.
+
+    Args:
+        directory: made if it is missing.
+        dial_timeout: seconds a plugin has, within Register, to accept the connection back and to
+            tell its options.
+        pre_start_timeout: seconds a plugin has to answer PreStartContainer.
+        grace_period: seconds for which a resource keeps its capacity after its plugin has gone.
+        log_limit: entries kept of each kind in ``log``.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        dial_timeout: float = 10.0,
+        pre_start_timeout: float = 30.0,
+        grace_period: float = 300.0,
+        log_limit: int = 10_000,
+    ) -> None:
+        self.directory = directory.absolute()
+        self.socket = self.directory / "kubelet.sock"
+        self.log = KubeletLog(log_limit)
+        self._changed = asyncio.Event()
+        self._server: grpc.aio.Server | None = None
+        self._manager = DeviceManager(self._notify, self._violation, pre_start_timeout)
+        self._registry = PluginRegistry(
+            self.directory,
+            self._manager,
+            self.log,
+            self._notify,
+            dial_timeout=dial_timeout,
+            grace_period=grace_period,
+        )
+
+    async def start(self) -> None:
+        """Delete every socket in the directory, then serve Registration on kubelet.sock.
+
+        Raises:
+            EmbeddedKubeletError: it is running already, or the path is too long.
+            OSError: the directory cannot be made or written to.
+        """
+        if self._server is not None:
+            raise EmbeddedKubeletError(f"the embedded kubelet on {self.socket} is running already")
+        check_socket_path(str(self.socket))
+        _prepare(self.directory)
+        server = grpc.aio.server()
+        rpc.add_RegistrationServicer_to_server(_Registration(self._registry), server)
+        # The server deletes the socket it was told to make when it stops; a kubelet's stays. So it
+        # is told another name, which is then changed. A link, since renaming is no "create" event.
+        async with AsyncExitStack() as if_it_fails:
+            if_it_fails.push_async_callback(server.stop, None)
+            with tempfile.TemporaryDirectory(prefix=".k", dir=self.directory) as scratch:
+                server.add_insecure_port(f"unix:{quote(scratch)}/s")
+                await server.start()
+                os.link(f"{scratch}/s", self.socket)
+            if_it_fails.pop_all()
+        self._server = server
+        self._manager.running = True
+        self._notify()
+
+    async def stop(self) -> None:
+        """End all streams and calls. Sockets stay in place, kubelet.sock too; nobody answers there.
+
+        Holders and their cached answers are kept, as a kubelet's checkpoint keeps them. Does
+        nothing if it is not running.
+
+        Raises:
+            Exception: whatever ended a task that reads a stream; a defect in here.
+        """
+        server, self._server = self._server, None
+        if server is None:
+            return
+        self._manager.running = False
+        await server.stop(None)
+        try:
+            await self._registry.close()
+        finally:
+            self._manager.reset()
+
+    async def restart(self) -> None:
+        """Stop and start: resources have no devices until their plugins have registered again."""
+        await self.stop()
+        await self.start()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    @property
+    def running(self) -> bool:
+        """Whether it is started and not stopped."""
+        return self._server is not None
+
+    @property
+    def resources(self) -> dict[str, Resource]:
+        """All resources that ever registered and were not forgotten, by name."""
+        return dict(self._manager.resources)
+
+    def resource(self, name: str) -> Resource:
+        """Return what is known of a resource now; an empty one if it never registered."""
+        return self._manager.known(name)
+
+    @property
+    def containers(self) -> tuple[Container, ...]:
+        """All containers that were admitted and not removed, oldest first."""
+        return tuple(self._manager.containers)
+
+    @property
+    def holders(self) -> tuple[Holder, ...]:
+        """Who holds which devices, oldest first."""
+        return tuple(container.holder for container in self.containers)
+
+    def refuse_registrations(self, count: int, message: str) -> None:
+        """Answer the next ``count`` calls of Register with this error."""
+        self._registry.refuse(count, message)
+
+    async def disconnect(self, resource: str) -> None:
+        """Close the connection to the resource's plugin, as a kubelet does by mistake.
+
+        The plugin sees its stream end while kubelet.sock stays.
+
+        Raises:
+            EmbeddedKubeletError: no plugin is connected for it.
+        """
+        if not await self._registry.disconnect(resource):
+            raise EmbeddedKubeletError(f"no plugin is connected for {resource}; {self.describe()}")
+
+    async def admit(
+        self,
+        resource: str,
+        count: int = 1,
+        *,
+        device_ids: Sequence[str] = (),
+        pod: str = "pod",
+        name: str = "main",
+        namespace: str = "default",
+    ) -> Container:
+        """Admit a container as the device manager does, without starting it.
+
+        Takes healthy devices nobody holds; asks GetPreferredAllocation if the plugin offers it and
+        more are available than wanted, and uses what of its answer is available; calls Allocate.
+        Pods are admitted one at a time, and Allocate has no time limit.
+
+        Args:
+            resource: such as ``usbplugin/serial``.
+            count: how many devices.
+            device_ids: Allocate exactly these instead, known and healthy or not: a kubelet's choice
+                can be overtaken by events, and a plugin has to expect it.
+            pod: with ``namespace`` and ``name`` it identifies the container.
+            name: the container's.
+            namespace: the pod's.
+
+        Raises:
+            UnexpectedAdmissionError: there are too few devices, or the plugin refused: final.
+            EmbeddedKubeletError: it is not running, or there is such a container already.
+            ValueError: no devices asked for.
+        """
+        if count < 1:
+            raise ValueError(f"count is {count}; a container needs at least one device")
+        return await self._manager.admit(
+            Holder(namespace, pod, name, resource, tuple(device_ids)), count
+        )
+
+    async def run_container(
+        self,
+        resource: str,
+        count: int = 1,
+        *,
+        device_ids: Sequence[str] = (),
+        pod: str = "pod",
+        name: str = "main",
+        namespace: str = "default",
+    ) -> Container:
+        """Admit a container and start it; takes and raises what ``admit`` does.
+
+        Raises:
+            CreateContainerConfigError: PreStartContainer failed; its ``container`` is admitted,
+                and can be started later.
+        """
+        container = await self.admit(
+            resource, count, device_ids=device_ids, pod=pod, name=name, namespace=namespace
+        )
+        await container.start()
+        return container
+
+    async def wait_for(self, condition: Callable[[], bool], within: float = 10.0) -> None:
+        """Wait until a condition on this kubelet holds; it is looked at after every change.
+
+        Args:
+            condition: reads this object. It may miss a state that lasts for a moment only; the
+                ``log`` misses nothing.
+            within: seconds.
+
+        Raises:
+            TimeoutError: it did not become true; the text shows the state.
+        """
+        try:
+            async with asyncio.timeout(within):
+                while not condition():
+                    self._registry.raise_failure()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise TimeoutError(f"still waiting after {within} s; {self.describe()}") from None
+
+    async def wait_healthy(
+        self, resource: str, device_ids: Collection[str], within: float = 10.0
+    ) -> None:
+        """Wait until exactly these devices of the resource are healthy. Raises TimeoutError."""
+        wanted = frozenset(device_ids)
+        await self.wait_for(lambda: self.resource(resource).healthy == wanted, within)
+
+    def describe(self) -> str:
+        """Say in one line what this kubelet knows."""
+        parts = ["kubelet running" if self.running else "kubelet not running"]
+        for resource in self.resources.values():
+            devices = ", ".join(
+                f"{device.id} {'Healthy' if device.healthy else 'Unhealthy'}"
+                for device in resource.devices.values()
+            )
+            parts.append(
+                f"{resource.name} {'connected' if resource.connected else 'not connected'}, "
+                f"allocatable {resource.allocatable} of {resource.capacity} [{devices}]"
+            )
+        parts += [f"{item} {item.state.value}, holds {item.device_ids}" for item in self.containers]
+        if self.log.registrations and (refusal := self.log.registrations[-1].refusal):
+            parts.append(f"last registration refused: {refusal}")
+        return "; ".join(parts)
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _violation(self, resource: str, what: str) -> None:
+        self.log.violations.append(Violation(time.monotonic(), resource, what))
+
+
+class _Registration(rpc.RegistrationServicer):
+    def __init__(self, registry: PluginRegistry) -> None:
+        self._registry = registry
+
+    async def Register(  # noqa: N802 -- the method's name in the API
+        self,
+        request: v1beta1.RegisterRequest,
+        context: grpc.aio.ServicerContext[v1beta1.RegisterRequest, v1beta1.Empty],
+    ) -> v1beta1.Empty:
+        if refusal := await self._registry.register(request):
+            # grpc-go makes UNKNOWN of an error that is not a status, and a kubelet's are not.
+            await context.abort(grpc.StatusCode.UNKNOWN, refusal)
+        return v1beta1.Empty()
+
+
+def _prepare(directory: Path) -> None:
+    directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+    for path in directory.iterdir():
+        # A plugin may remove its own socket meanwhile.
+        with suppress(FileNotFoundError):
+            if stat.S_ISSOCK(path.lstat().st_mode):
+                path.unlink()

@@ -1,0 +1,271 @@
+"""The plugins registered with the embedded kubelet: registrations, streams, and a log of both.
+
+This module answers Register as a kubelet does, and follows each plugin's ListAndWatch until it
+ends, once. It never opens a stream a second time, and never chooses a device.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import deque
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from usbplugin.kubelet.names import resource_name_problem
+from usbplugin.virtual.plugin_client import (
+    Device,
+    EmbeddedKubeletError,
+    PluginClient,
+    PluginOptions,
+    read_devices,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
+    from usbplugin.virtual.containers import DeviceManager
+
+API_VERSION = "v1beta1"
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """One call of Register. Times are ``time.monotonic()``, seconds."""
+
+    time: float
+    """When the request came in."""
+    resource: str
+    endpoint: str
+    options: PluginOptions | None
+    """What the plugin itself answered when dialled back; None if it did not come to that."""
+    refusal: str
+    """The error text the plugin got; empty if it was accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamMessage:
+    """One message of a ListAndWatch stream."""
+
+    time: float
+    resource: str
+    endpoint: str
+    devices: tuple[Device, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEnd:
+    """The end of a ListAndWatch stream."""
+
+    time: float
+    resource: str
+    endpoint: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """Something a plugin did against the API's rules, which a kubelet lets pass without a word."""
+
+    time: float
+    resource: str
+    what: str
+
+
+class KubeletLog:
+    """What plugins did, oldest first; each list drops its oldest entries beyond ``limit``."""
+
+    def __init__(self, limit: int) -> None:
+        self.registrations: deque[Registration] = deque(maxlen=limit)
+        self.messages: deque[StreamMessage] = deque(maxlen=limit)
+        self.stream_ends: deque[StreamEnd] = deque(maxlen=limit)
+        self.violations: deque[Violation] = deque(maxlen=limit)
+
+    def clear(self) -> None:
+        """Drop all entries."""
+        for entries in (self.registrations, self.messages, self.stream_ends, self.violations):
+            entries.clear()
+
+
+class PluginRegistry:
+    """Who is registered. Tells the device manager of plugins and devices, the log of everything.
+
+    Args:
+        directory: where endpoints are.
+        manager: told of every plugin that comes or goes, and of every list of devices.
+        log: written to.
+        changed: called after every change.
+        dial_timeout: as for ``EmbeddedKubelet``.
+        grace_period: as for ``EmbeddedKubelet``.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        manager: DeviceManager,
+        log: KubeletLog,
+        changed: Callable[[], None],
+        *,
+        dial_timeout: float,
+        grace_period: float,
+    ) -> None:
+        self._directory = directory
+        self._manager = manager
+        self._log = log
+        self._changed = changed
+        self._dial_timeout = dial_timeout
+        self._grace_period = grace_period
+        self._refusals: deque[str] = deque()
+        self._registering: set[asyncio.Task[str]] = set()
+        self._clients: dict[str, PluginClient] = {}
+        self._open: set[PluginClient] = set()
+        self._streams: set[asyncio.Task[None]] = set()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    def refuse(self, count: int, message: str) -> None:
+        """Answer the next ``count`` calls of Register with this error."""
+        self._refusals.extend([message] * count)
+
+    async def register(self, request: v1beta1.RegisterRequest) -> str:
+        """Register a plugin; return the text of the error to answer with, empty if accepted."""
+        # A task of its own, for close: grpc's server does not wait for the methods it cancels.
+        task = asyncio.create_task(self._register(request))
+        self._registering.add(task)
+        task.add_done_callback(self._registering.discard)
+        return await task
+
+    async def _register(self, request: v1beta1.RegisterRequest) -> str:
+        received = time.monotonic()
+        options: PluginOptions | None = None
+        refusal = self._complaint(request)
+        if not refusal:
+            try:
+                options = await self._connect(request.resource_name, request.endpoint)
+            except EmbeddedKubeletError as error:
+                refusal = str(error)
+        self._log.registrations.append(
+            Registration(received, request.resource_name, request.endpoint, options, refusal)
+        )
+        self._changed()
+        return refusal
+
+    async def disconnect(self, resource: str) -> bool:
+        """Disconnect the plugin of that resource; False if there is none."""
+        client = self._clients.pop(resource, None)
+        if client is None:
+            return False
+        await self._disconnect(client)
+        return True
+
+    async def close(self) -> None:
+        """Give up what is under way, close all connections, raise what ``raise_failure`` raises."""
+        registering = list(self._registering)
+        for task in registering:
+            task.cancel()
+        await asyncio.gather(*registering, return_exceptions=True)
+        self._clients.clear()
+        for client in list(self._open):
+            await self._close(client)
+        streams = list(self._streams)
+        await asyncio.gather(*streams, return_exceptions=True)
+        self._streams.clear()
+        for resource in list(self._timers):
+            self._keep(resource)
+        _raise_failure(streams)
+
+    def raise_failure(self) -> None:
+        """Raise what ended the reading of a stream, if that was not the plugin or the kubelet."""
+        _raise_failure(self._streams)
+
+    def _complaint(self, request: v1beta1.RegisterRequest) -> str:
+        if self._refusals:
+            return self._refusals.popleft()
+        if request.version != API_VERSION:
+            return (
+                f"requested API version {json.dumps(request.version)} is not supported by kubelet. "
+                f'Supported version is ["{API_VERSION}"]'
+            )
+        if resource_name_problem(request.resource_name):
+            return f"the ResourceName {json.dumps(request.resource_name)} is invalid"
+        return ""
+
+    async def _connect(self, resource: str, endpoint: str) -> PluginOptions:
+        deadline = time.monotonic() + self._dial_timeout
+        client = PluginClient(resource, endpoint, self._directory)
+        async with AsyncExitStack() as if_it_fails:
+            self._open.add(client)
+            if_it_fails.push_async_callback(self._close, client)
+            # An older instance of the plugin is told nothing, and its stream goes on.
+            self._clients[resource] = client
+            if_it_fails.callback(self._clients.pop, resource, None)
+            await client.dial(self._dial_timeout)
+            options = await client.options(deadline - time.monotonic())
+            if_it_fails.pop_all()
+        self._keep(resource)
+        self._manager.connected(client, options)
+        task = asyncio.create_task(self._follow(client), name=f"stream of {resource}")
+        self._streams.add(task)
+        task.add_done_callback(self._stream_done)
+        return options
+
+    def _stream_done(self, task: asyncio.Task[None]) -> None:
+        # One that failed stays, for raise_failure to find.
+        if task.cancelled() or task.exception() is None:
+            self._streams.discard(task)
+        self._changed()
+
+    async def _follow(self, client: PluginClient) -> None:
+        reason = await client.follow(partial(self._receive, client))
+        self._log.stream_ends.append(
+            StreamEnd(time.monotonic(), client.resource, client.endpoint, reason)
+        )
+        # A kubelet's own defect (to 1.36 at least), kept: it looks for the plugin to disconnect
+        # under the resource's name. So when an old instance's stream ends, the new instance is
+        # disconnected; and if a new one has failed to register meanwhile, nobody is.
+        current = self._clients.pop(client.resource, None)
+        if current is not None:
+            await self._disconnect(current)
+            await self._close(client)
+
+    async def _disconnect(self, client: PluginClient) -> None:
+        name = client.resource
+        self._manager.disconnected(name)
+        self._keep(name)
+        self._timers[name] = asyncio.get_running_loop().call_later(
+            self._grace_period, self._manager.forget, name
+        )
+        # One still being dialled is struck off the list, and then accepted all the same.
+        if client.dialled:
+            await self._close(client)
+
+    async def _close(self, client: PluginClient) -> None:
+        self._open.discard(client)
+        await client.close()
+
+    def _keep(self, resource: str) -> None:
+        if timer := self._timers.pop(resource, None):
+            timer.cancel()
+
+    def _receive(self, client: PluginClient, message: v1beta1.ListAndWatchResponse) -> None:
+        received = time.monotonic()
+        devices, violations = read_devices(message)
+        for other in self._manager.resources.values():
+            if other.name != client.resource and (shared := devices.keys() & other.devices.keys()):
+                violations.append(f"devices {sorted(shared)} are listed by {other.name}, too")
+        for violation in violations:
+            self._log.violations.append(Violation(received, client.resource, violation))
+        self._log.messages.append(
+            StreamMessage(received, client.resource, client.endpoint, tuple(devices.values()))
+        )
+        self._manager.update(client.resource, devices)
+
+
+def _raise_failure(tasks: Iterable[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+            raise error
