@@ -28,7 +28,7 @@ def generate(directory: Path) -> list[Path]:
             # Beside this interpreter, whether or not its environment was activated.
             f"--plugin=protoc-gen-mypy={BINARIES / 'protoc-gen-mypy'}",
             f"--plugin=protoc-gen-mypy_grpc={BINARIES / 'protoc-gen-mypy_grpc'}",
-            # A virtual import path, so that the generated modules import each other as usbplugin.api.*
+            # A virtual import path: the generated modules import each other as usbplugin.api.*
             f"--proto_path={PACKAGE}={PROTOS}",
             *(
                 f"--{plugin}_out={scratch}"
@@ -51,4 +51,4 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:  # noqa: PLR2004
         sys.exit(__doc__)
     for path in generate(Path(sys.argv[1])):
-        print(path)  # noqa: T201
+        print(path)

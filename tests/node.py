@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -91,24 +92,39 @@ class Process:
     """``usbplugin serve``, its log kept for the error message."""
 
     def __init__(self, node: Node, flags: Sequence[str]) -> None:
-        self._log = tempfile.TemporaryFile("w+b")  # noqa: SIM115 -- closed by kill
+        self._lines: list[str] = []
+        self._logged = threading.Condition()
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "usbplugin", "serve", "--no-udev"),
                 *("--device-dir", str(node.device_dir), "--kubelet-dir", str(node.kubelet_dir)),
                 *("--link-dir", str(node.link_dir), *flags),
             ],
-            stderr=self._log,
+            stderr=subprocess.PIPE,
+            text=True,
             env={k: v for k, v in os.environ.items() if not k.startswith("USBPLUGIN_")},
         )
+
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
     def log(self) -> str:
-        self._log.seek(0)
-        return self._log.read().decode()
+        """All that it has logged so far; all there is once it has ended."""
+        if self._process.poll() is not None:
+            self._reader.join()
+        with self._logged:
+            return "".join(self._lines)
+
+    async def wait_for_log(self, text: str, within: float = 10) -> None:
+        def wait() -> bool:
+            with self._logged:
+                return self._logged.wait_for(lambda: text in "".join(self._lines), within)
+
+        assert await asyncio.to_thread(wait), f"never logged {text!r}:\n{self.log()}"
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
@@ -119,4 +135,12 @@ class Process:
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
-        self._log.close()
+        self._reader.join()
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        with self._process.stderr as log:
+            for line in log:
+                with self._logged:
+                    self._lines.append(line)
+                    self._logged.notify_all()

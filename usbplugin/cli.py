@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -312,9 +312,9 @@ def _virtual(options: argparse.Namespace) -> int:
 
     directory = Path(options.dir)
     command: Command | None = None
-    if options.unplug:
+    if options.unplug is not None:
         command = Unplug(options.unplug)
-    elif options.plug:
+    elif options.plug is not None:
         command = Plug(options.plug, options.rename)
     elif options.status:
         command = Status()
@@ -328,9 +328,7 @@ def _run_bus(options: argparse.Namespace, directory: Path) -> int:
     from usbplugin.virtual.control import ControlServer
     from usbplugin.virtual.ttys import Descriptors, Peer, VirtualBus
 
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with VirtualBus(directory) as bus, ControlServer(bus):
         for index in range(options.count):
             descriptors = Descriptors(
@@ -355,15 +353,19 @@ def _run_bus(options: argparse.Namespace, directory: Path) -> int:
             "\nCtrl-C ends it all.",
             flush=True,
         )
-        stopping.wait()
+        with suppress(KeyboardInterrupt):
+            bus.wait()
     return 0
 
 
 def _print_virtual_ports(ports: Sequence[VirtualPort]) -> None:
+    from usbplugin.discovery.port import printable
+
     for port in ports:
+        serial = printable(port.descriptors.serial.encode())
         where = f"{port.path} -> {port.node}" if port.plugged else "unplugged"
         peer = port.peer_path or port.peer.value
-        print(f"{port.name:<10} {where:<45} serial {port.descriptors.serial}, peer {peer}")
+        print(f"{port.name:<10} {where:<45} serial {serial}, peer {peer}")
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -293,27 +293,41 @@ async def test_of_a_rolling_update_the_new_instance_remains(
             await kubelet.wait_healthy(SERIAL, {"new"})
 
 
-async def test_without_a_stream_a_new_generation_begins(directory: Path) -> None:
+class Registry(rpc.RegistrationServicer):
+    """Accepts every plugin, and then opens no stream, or hangs up on it at once."""
 
-    class Mute(rpc.RegistrationServicer):
-        """Accepts every plugin, and opens no stream."""
+    def __init__(self, directory: Path, *, hangs_up: bool) -> None:
+        self.registered: asyncio.Queue[str] = asyncio.Queue()
+        self._directory = directory
+        self._hangs_up = hangs_up
 
-        def __init__(self) -> None:
-            self.registered: asyncio.Queue[str] = asyncio.Queue()
+    async def Register(  # noqa: N802 -- the API's name
+        self, request: v1beta1.RegisterRequest, context: object
+    ) -> v1beta1.Empty:
+        if self._hangs_up:
+            target = f"unix:{self._directory / request.endpoint}"
+            async with grpc.aio.insecure_channel(target) as channel:
+                stream = rpc.DevicePluginStub(channel).ListAndWatch(v1beta1.Empty())
+                await anext(aiter(stream))
+                stream.cancel()
+        self.registered.put_nowait(request.endpoint)
+        return v1beta1.Empty()
 
-        async def Register(  # noqa: N802
-            self, request: v1beta1.RegisterRequest, context: object
-        ) -> v1beta1.Empty:
-            self.registered.put_nowait(request.endpoint)
-            return v1beta1.Empty()
 
-    mute = Mute()
+@pytest.mark.parametrize(("hangs_up", "stream_timeout"), [(False, 0.05), (True, STREAM_TIMEOUT)])
+async def test_without_a_stream_a_new_generation_begins(
+    directory: Path,
+    hangs_up: bool,  # noqa: FBT001 -- parametrized
+    stream_timeout: float,
+) -> None:
+    registry = Registry(directory, hangs_up=hangs_up)
     server = grpc.aio.server()
-    rpc.add_RegistrationServicer_to_server(mute, server)
+    rpc.add_RegistrationServicer_to_server(registry, server)
     server.add_insecure_port(f"unix:{directory}/kubelet.sock")
     await server.start()
-    async with running(directory, snapshot("a"), stream_timeout=0.05):
-        endpoints = [await mute.registered.get() for _ in range(3)]
+    async with running(directory, snapshot("a"), stream_timeout=stream_timeout):
+        async with asyncio.timeout(STREAM_TIMEOUT - 2):
+            endpoints = [await registry.registered.get() for _ in range(3)]
     await server.stop(None)
     assert len(set(endpoints)) == 3
 

@@ -28,7 +28,8 @@ from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
 from usbplugin.errors import VirtualTtyError
-from usbplugin.virtual.ttys import Descriptors, Peer, VirtualBus, _Lines, _Pty
+from usbplugin.virtual.pump import Lines, Pty
+from usbplugin.virtual.ttys import Descriptors, Peer, VirtualBus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -149,8 +150,8 @@ class TestBytes:
         with ExitStack() as undo:
             loop = asyncio.SelectorEventLoop()  # never runs: the test is its clock
             undo.callback(loop.close)
-            pty = _Pty(undo)
-            lines = _Lines(loop, pty, "GPS-1", 3600)
+            pty = Pty(undo)
+            lines = Lines(loop, pty, "GPS-1", 3600)
             undo.callback(lines.close)
             waiting = 0
             for count in range(1, 201):

@@ -60,6 +60,7 @@ class DevicePlugin(rpc.DevicePluginServicer):
         self._locate = locate
         self._on_stream = on_stream
         self._streams = 0
+        self._opened = 0
         self._closed = False
         self._changed = asyncio.Event()
 
@@ -67,6 +68,11 @@ class DevicePlugin(rpc.DevicePluginServicer):
     def streams(self) -> int:
         """How many ListAndWatch streams are open."""
         return self._streams
+
+    @property
+    def has_streamed(self) -> bool:
+        """Whether there was ever a stream, however short."""
+        return self._opened > 0
 
     def publish(self, snapshot: Snapshot) -> None:
         """Send ``snapshot`` on all streams, unless a newer one comes before they get to it."""
@@ -96,6 +102,7 @@ class DevicePlugin(rpc.DevicePluginServicer):
     ) -> AsyncIterator[v1beta1.ListAndWatchResponse]:
         del request, context
         self._streams += 1
+        self._opened += 1
         self._on_stream()
         try:
             sent = None

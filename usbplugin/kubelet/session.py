@@ -38,7 +38,7 @@ API_VERSION = "v1beta1"
 REGISTER_TIMEOUT = 15.0
 """The kubelet dials back for up to 10 s before it answers."""
 STREAM_TIMEOUT = 10.0
-"""The kubelet opens its stream right after Register, or never."""
+"""The kubelet opens its stream right after Register, or never: at first we wait a tenth of this."""
 _STABLE_AFTER = 10.0
 _FIRST_DELAY = 0.02
 _LONGEST_DELAY = 15.0
@@ -156,6 +156,11 @@ class Session:
             await self._register(path)
             loop = asyncio.get_running_loop()
             registered = loop.time()
+            # A kubelet that hung up on us while it saw an old instance go says nothing: find out
+            # soon, and be patient only with one that proves slow.
+            patience = min(
+                math.ldexp(self._stream_timeout / 10, self._failures), self._stream_timeout
+            )
             _log.info("registered", extra=fields(resource=self.resource, socket=path.name))
             self._state = State.REGISTERED
             while not self._closing:
@@ -171,16 +176,14 @@ class Session:
                     if age > _STABLE_AFTER:
                         self._failures = 0
                     await self._wake.wait()
-                elif self._state is State.STREAMING:
+                elif plugin.has_streamed:
                     if age <= _STABLE_AFTER:
                         raise KubeletError("the kubelet ended its stream soon after it began")
                     return self._over("the kubelet ended its stream")
-                elif age >= self._stream_timeout:
-                    raise KubeletError(
-                        f"no ListAndWatch stream within {self._stream_timeout:.0f} s of Register"
-                    )
+                elif age >= patience:
+                    raise KubeletError(f"no ListAndWatch stream within {patience:.1f} s")
                 else:
-                    await self._wait(self._stream_timeout - age)
+                    await self._wait(patience - age)
             return None
 
     def _over(self, reason: str) -> None:

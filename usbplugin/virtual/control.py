@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 
 from usbplugin.errors import VirtualTtyError
-from usbplugin.virtual.ttys import CONTROL_SOCKET, VirtualPort
+from usbplugin.virtual.entries import CONTROL_SOCKET
+from usbplugin.virtual.ttys import VirtualPort  # noqa: TC001 -- msgspec resolves it at run time
 
 if TYPE_CHECKING:
     from collections.abc import Callable

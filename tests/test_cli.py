@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from usbplugin import __version__
+from usbplugin.cli import main
+from usbplugin.virtual import Descriptors, VirtualBus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+COMMANDS = ("serve", "list", "check", "virtual", "demo")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("USBPLUGIN_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def bus(tmp_path: Path) -> Iterator[VirtualBus]:
+    with VirtualBus(tmp_path / "dev") as bus:
+        yield bus
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "usbplugin", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+
+def test_version() -> None:
+    result = run("--version")
+    assert (result.returncode, result.stdout) == (0, f"usbplugin {__version__}\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_documents_exit_codes(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert "exit codes:" in capsys.readouterr().out
+
+
+def test_the_main_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(command in shown for command in COMMANDS)
+
+
+def test_help_does_not_load_grpc() -> None:
+    code = (
+        "import sys\nfrom usbplugin.cli import main\n"
+        "try: main(['serve', '--help'])\nexcept SystemExit: pass\n"
+        "sys.exit('grpc' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert result.returncode == 0
+
+
+def test_list_as_a_table(bus: VirtualBus, capsys: pytest.CaptureFixture[str]) -> None:
+    bus.plug("ttyUSB0", Descriptors(vendor_id="0403", product_id="6001", serial="A1B2"))
+    assert main(["list", "--no-udev", "--device-dir", str(bus.directory)]) == 0
+    heading, row = capsys.readouterr().out.splitlines()
+    assert heading.split() == [
+        "ID", "NODE", "HEALTH", "RESOURCE", "USB", "NAME", "DRIVER", "LOCATION",
+    ]  # fmt: skip
+    cells = row.split()
+    assert cells[0] == "usb-0403:6001-A1B2-if00"
+    assert cells[1].startswith("/dev/")
+    assert cells[2:5] == ["ready", "usbplugin/serial", "0403:6001"]
+
+
+def test_list_as_json(bus: VirtualBus, capsys: pytest.CaptureFixture[str]) -> None:
+    bus.plug("ttyUSB0", Descriptors(vendor_id="0403", product_id="6001", serial="A1B2"))
+    assert main(["list", "--json", "--no-udev", "--device-dir", str(bus.directory)]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["id"] == "usb-0403:6001-A1B2-if00"
+    assert (row["health"], row["reason"], row["serial"]) == ("ready", "", "A1B2")
+    assert row["node"] == bus.ports()[0].node
+
+
+def test_list_with_nothing_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--no-udev", "--device-dir", str(tmp_path)]) == 0
+    assert "No serial ports found" in capsys.readouterr().out
+
+
+def test_check_shows_what_is_selected_and_what_is_not(
+    bus: VirtualBus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bus.plug("ttyUSB0", Descriptors(vendor_id="10c4", product_id="ea60", serial="ZB1"))
+    bus.plug("ttyUSB1", Descriptors(vendor_id="0403", product_id="6001", serial="A1B2"))
+    config = tmp_path / "config.yaml"
+    config.write_text('resources: [{name: a/zigbee, selectors: [{vendor: "10c4"}]}]')
+    assert main(["check", str(config), "--no-udev", "--device-dir", str(bus.directory)]) == 0
+    shown = capsys.readouterr().out
+    assert f"{config}: valid; resources: a/zigbee" in shown
+    assert "usb-10c4:ea60-ZB1-if00" in shown
+    assert f"{bus.ports()[1].node}: no resource selects it" in shown
+
+
+def test_check_of_a_bad_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("resources: [{name: a/b, oops: 1}]")
+    assert main(["check", str(config)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"usbplugin: {config}: resources[0]: unknown key 'oops'")
+
+
+def test_check_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("resources: [{name: a/all}, {name: a/never}]")
+    assert main(["check", str(config), "--no-udev", "--device-dir", str(tmp_path)]) == 0
+    assert "a/never never gets a device" in capsys.readouterr().err
+
+
+def test_every_flag_has_an_environment_variable(
+    bus: VirtualBus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bus.directory / "ttyUSB9").symlink_to(bus.plug("ttyUSB0").node)
+    monkeypatch.setenv("USBPLUGIN_UDEV", "false")
+    monkeypatch.setenv("USBPLUGIN_DEVICE_DIR", f"{bus.directory}{os.pathsep}/nowhere")
+    assert main(["list"]) == 0
+    assert "dir-ttyUSB9-" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("USBPLUGIN_UDEV", "perhaps"), ("USBPLUGIN_LOG_LEVEL", "loud")]
+)
+def test_a_bad_environment_variable_is_named(
+    name: str,
+    value: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as caught:
+        main(["serve"])
+    assert caught.value.code == 2
+    assert f"{name}={value}: expected" in capsys.readouterr().err
+
+
+def test_nothing_to_discover_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--no-udev"]) == 1
+    assert "needs at least one --device-dir" in capsys.readouterr().err
+
+
+def test_hotplug_played_from_another_shell(tmp_path: Path) -> None:
+    directory = tmp_path / "bus"
+    with subprocess.Popen(
+        [sys.executable, "-m", "usbplugin", "virtual", "--dir", directory, "--count", "2"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as bus:
+        assert bus.stdout is not None
+        started = "".join(iter(bus.stdout.readline, "Ctrl-C ends it all.\n"))
+        assert "ttyUSB0" in started
+        assert sorted(os.listdir(directory))[-2:] == ["ttyUSB0", "ttyUSB1"]
+        assert run("virtual", "--dir", str(directory), "--unplug", "ttyUSB0").returncode == 0
+        assert not os.path.lexists(directory / "ttyUSB0")
+        moved = run("virtual", "--dir", str(directory), "--plug", "ttyUSB0", "--as", "ttyUSB7")
+        assert moved.returncode == 0
+        assert os.path.lexists(directory / "ttyUSB7")
+        status = run("virtual", "--dir", str(directory), "--status").stdout
+        assert "ttyUSB7" in status
+        assert "serial VIRTUAL-0" in status
+        missing = run("virtual", "--dir", str(directory), "--unplug", "ttyUSB3")
+        assert missing.returncode == 1
+        assert "ttyUSB3" in missing.stderr
+        bus.send_signal(signal.SIGTERM)
+        assert bus.wait(10) == 0
+    assert not os.path.lexists(directory / "ttyUSB7")
+
+
+def test_the_demo_holds() -> None:
+    result = run("demo")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "11 of 11 checks held" in result.stdout
+
+
+def test_the_demo_as_an_ordinary_user() -> None:
+    if os.getuid() == 0:
+        pytest.skip("runs as root: test_the_demo_holds shows an ordinary user's run elsewhere")
+    assert run("demo").returncode == 0
