@@ -73,8 +73,9 @@ class DirectorySource:
         reason = "start"
         try:
             while not self._stopping.is_set():
-                live = watch.refresh()
+                # In this order: what happens from here on wakes us again.
                 self._waker.clear()
+                live = watch.refresh()
                 post(AllPorts(self.name, self.scan(), reason))
                 interval = self._rescan_interval if live else _BLIND_RESCAN_INTERVAL
                 reason = "change" if poller.poll(interval * 1000) else "period"
