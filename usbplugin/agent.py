@@ -176,7 +176,11 @@ class Agent:
             deadline = self._inventory.deadline
             wait = None if deadline is None else max(0.0, deadline - time.monotonic())
             batch = await facts.get(wait)
-            self._publish(self._inventory.apply(batch, time.monotonic()))
+            update = self._inventory.apply(batch, time.monotonic())
+            self._publish(update)
+            await asyncio.sleep(0)  # the streams first, then the log
+            for change in update.changes:
+                _log_change(change)
             if self._unheard:
                 self._unheard -= {fact.source for fact in batch if isinstance(fact, AllPorts)}
                 if not self._unheard:
@@ -189,7 +193,6 @@ class Agent:
             else:
                 # Before the kubelet hears of it, the path it may replay leads to the right node.
                 self._links.update(change.device)
-            _log_change(change)
         for snapshot in update.snapshots:
             self._sessions[snapshot.resource].publish(snapshot)
 

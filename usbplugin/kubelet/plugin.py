@@ -138,8 +138,12 @@ class DevicePlugin(rpc.DevicePluginServicer):
             )
         except AllocationError as error:
             await self._refuse("allocation refused", ids, error, context)
-        _log.info("allocated", extra=fields(resource=self._handover.resource, devices=ids))
+        # The answer first, then the log.
+        asyncio.get_running_loop().call_soon(self._log_allocation, ids)
         return response
+
+    def _log_allocation(self, ids: list[list[str]]) -> None:
+        _log.info("allocated", extra=fields(resource=self._handover.resource, devices=ids))
 
     async def PreStartContainer(  # noqa: N802, D102
         self,

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from benchmarks import latency, process
+from benchmarks.report import Report
+from usbplugin.telemetry import logs
+
+
+async def _measure(report: Report, options: argparse.Namespace) -> None:
+    await latency.measure(report, options.rounds)
+    await latency.storm(report)
+    await process.measure(report, options.idle_seconds, options.starts, options.restarts)
+
+
+def main() -> int:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    parser = argparse.ArgumentParser(
+        prog="make bench", description="Measure usbplugin; exit 1 if a bar is missed."
+    )
+    parser.add_argument("--rounds", type=int, default=300, help="per latency (default 300)")
+    parser.add_argument("--starts", type=int, default=7, help="of the process (default 7)")
+    parser.add_argument("--restarts", type=int, default=20, help="of the kubelet (default 20)")
+    parser.add_argument(
+        "--idle-seconds", type=float, default=60, help="to watch it do nothing (default 60)"
+    )
+    parser.add_argument("--output", type=Path, default=Path("results/bench.json"))
+    options = parser.parse_args()
+    report = Report()
+    with Path(os.devnull).open("w") as nowhere:
+        logs.configure("info", logs.LogFormat.TEXT, nowhere)
+        asyncio.run(_measure(report, options))
+    report.write(options.output)
+    print(f"\nwritten to {options.output}")
+    return 0 if report.holds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
