@@ -17,6 +17,7 @@ from benchmarks import floor
 from usbplugin.agent import Agent
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
+from usbplugin.config import Config, Flapping
 from usbplugin.discovery import (
     AllPorts,
     DeviceNumber,
@@ -26,8 +27,7 @@ from usbplugin.discovery import (
     Post,
     UsbInterface,
 )
-from usbplugin.inventory import ResourceRule
-from usbplugin.kubelet import Handover, LinkDirectory, PluginDirectory
+from usbplugin.places import Places
 from usbplugin.virtual import EmbeddedKubelet
 
 if TYPE_CHECKING:
@@ -83,10 +83,14 @@ async def node(count: int) -> AsyncIterator[tuple[EmbeddedKubelet, ScriptedSourc
         root = Path(scratch)
         source = ScriptedSource(tuple(port(number) for number in range(count)))
         agent = Agent(
-            [(ResourceRule(RESOURCE), Handover(RESOURCE))],
+            # Here a device is pulled far more often than one that is to be trusted may be.
+            Config(flapping=Flapping(times=60, window="1ms")),
             [source],
-            PluginDirectory(root / "kubelet"),
-            LinkDirectory(root / "links"),
+            Places(
+                kubelet_dir=root / "kubelet",
+                link_dir=root / "links",
+                pod_resources=root / "none",
+            ),
         )
         stopping = asyncio.Event()
         async with EmbeddedKubelet(root / "kubelet") as kubelet:

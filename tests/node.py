@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from usbplugin.agent import Agent
+from usbplugin.config import Config, Flapping
 from usbplugin.discovery import DirectorySource
-from usbplugin.inventory import ResourceRule
-from usbplugin.kubelet import Handover, LinkDirectory, PluginDirectory
+from usbplugin.places import Places
 from usbplugin.virtual.kubelet import EmbeddedKubelet
 from usbplugin.virtual.ttys import Descriptors, VirtualBus, VirtualPort
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
 SERIAL = "usbplugin/serial"
+
+# Tests pull cables faster than people do.
+_PATIENT = Config(flapping=Flapping(times=60))
 
 
 class Node(AbstractAsyncContextManager["Node"]):
@@ -35,6 +38,13 @@ class Node(AbstractAsyncContextManager["Node"]):
         self.kubelet_dir = root / "kubelet"
         self.device_dir = root / "dev"
         self.link_dir = root / "links"
+        self.places = Places(
+            kubelet_dir=self.kubelet_dir,
+            registry_dir=root / "registry",
+            pod_resources=root / "pod-resources/kubelet.sock",
+            link_dir=self.link_dir,
+            cdi_dir=root / "cdi",
+        )
         self.device_dir.mkdir()
         self.kubelet = EmbeddedKubelet(self.kubelet_dir)
         self.bus = self._exits.enter_context(VirtualBus(self.device_dir))
@@ -55,18 +65,11 @@ class Node(AbstractAsyncContextManager["Node"]):
 
     @asynccontextmanager
     async def agent(
-        self,
-        resources: Sequence[tuple[ResourceRule, Handover]] = (),
-        device_dir: Path | None = None,
+        self, config: Config = _PATIENT, device_dir: Path | None = None
     ) -> AsyncIterator[Agent]:
         """An agent in this event loop; it has to stop by itself when asked to."""
         stopping = asyncio.Event()
-        agent = Agent(
-            resources or [(ResourceRule(SERIAL), Handover(SERIAL))],
-            [DirectorySource(device_dir or self.device_dir)],
-            PluginDirectory(self.kubelet_dir),
-            LinkDirectory(self.link_dir),
-        )
+        agent = Agent(config, [DirectorySource(device_dir or self.device_dir)], self.places)
         running = asyncio.create_task(agent.run(stopping))
         try:
             yield agent
@@ -98,7 +101,9 @@ class Process:
             [
                 *(sys.executable, "-m", "usbplugin", "serve", "--no-udev"),
                 *("--device-dir", str(node.device_dir), "--kubelet-dir", str(node.kubelet_dir)),
-                *("--link-dir", str(node.link_dir), *flags),
+                *("--link-dir", str(node.link_dir), "--cdi-dir", str(node.places.cdi_dir)),
+                *("--pod-resources", str(node.places.pod_resources)),
+                *("--registry-dir", str(node.places.registry_dir), *flags),
             ],
             stderr=subprocess.PIPE,
             text=True,

@@ -46,8 +46,9 @@ resources:
     zigbee, modem = config.resources
     assert zigbee.identity is IdentityMode.LOCATION
     assert zigbee.selectors[0] == Selector(vendor="10c4", product="ea60", product_name="*Zigbee*")
-    assert zigbee.handover().container_path == "/dev/zigbee"
-    assert zigbee.handover().by_id_links
+    handover, _ = config.handovers()
+    assert handover.container_path == "/dev/zigbee"
+    assert handover.by_id_links
     assert modem.selectors[0].interface == 2
     assert config.nodes == ("/dev/ttyUSB*",)
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.node import SERIAL, Node
-from usbplugin.inventory import ResourceRule, Selector
-from usbplugin.kubelet import Handover
+from usbplugin.config import Config, ResourceConfig
+from usbplugin.inventory import Selector
 from usbplugin.virtual.containers import CreateContainerConfigError, UnexpectedAdmissionError
 
 if TYPE_CHECKING:
@@ -182,15 +182,15 @@ async def test_a_directory_that_vanishes_and_comes_back(node: Node) -> None:
 
 async def test_two_resources_share_out_the_ports(node: Node) -> None:
     zigbee = "usbplugin/zigbee"
-    async with node.agent(
-        [
-            (
-                ResourceRule(zigbee, (Selector(serial="ZB-*"),)),
-                Handover(zigbee, container_path="/dev/zigbee"),
+    config = Config(
+        resources=(
+            ResourceConfig(
+                name=zigbee, selectors=(Selector(serial="ZB-*"),), container_path="/dev/zigbee"
             ),
-            (ResourceRule(SERIAL), Handover(SERIAL)),
-        ]
-    ):
+            ResourceConfig(name=SERIAL),
+        )
+    )
+    async with node.agent(config):
         node.plug("ttyUSB0", "ZB-1")
         node.plug("ttyUSB1", "GPS-A7")
         await node.kubelet.wait_healthy(SERIAL, {GPS})

@@ -14,23 +14,40 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from usbplugin.config import Registration, load
+from usbplugin.custody import Custody
 from usbplugin.discovery import AllPorts
-from usbplugin.inventory import Inventory
-from usbplugin.kubelet import Session
+from usbplugin.errors import ConfigError, KubeletError
+from usbplugin.kubelet import (
+    CdiDirectory,
+    ClassicRegistrar,
+    LinkDirectory,
+    MemoryStore,
+    PluginDirectory,
+    PodResources,
+    Session,
+    WatcherRegistrar,
+)
 from usbplugin.supervision import supervise
 from usbplugin.telemetry.logs import fields
+from usbplugin.watch import follow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
+    from usbplugin.config import Config
     from usbplugin.discovery import Fact, Source
-    from usbplugin.inventory import Change, ResourceRule, Update
-    from usbplugin.kubelet import Handover, LinkDirectory, PluginDirectory
+    from usbplugin.inventory import Snapshot
+    from usbplugin.kubelet import Handover, Registrar
+    from usbplugin.places import Places
 
 _log = logging.getLogger(__name__)
 
 _FIRST_SCAN_TIMEOUT = 3.0
 _STOP_TIMEOUT = 3.0
+_HOLDER_INTERVAL = 30.0
+_SHORTEST_HOLDER_INTERVAL = 1.0
 
 
 class FactQueue:
@@ -68,88 +85,114 @@ class Agent:
 
     def __init__(
         self,
-        resources: Sequence[tuple[ResourceRule, Handover]],
+        config: Config,
         sources: Sequence[Source],
-        directory: PluginDirectory,
-        links: LinkDirectory,
+        places: Places,
+        config_file: Path | None = None,
     ) -> None:
         """Put the parts together; ``run`` starts them.
 
         Args:
-            resources: What is selected, and how it is handed over; the first match wins.
+            config: What the operator wants.
             sources: Where ports are discovered; their names are unique.
-            directory: Where the kubelet's socket is.
-            links: Where stable paths to the nodes are kept.
+            places: Where on this node things are.
+            config_file: Where ``config`` came from: followed, and applied when it changes.
         """
+        self._config = config
+        self._config_file = config_file
         self._sources = tuple(sources)
-        self._directory = directory
-        self._links = links
-        self._inventory = Inventory([rule for rule, _ in resources])
-        self._sessions = {
-            handover.resource: Session(
-                handover,
-                self._inventory.snapshot(rule.name),
-                directory,
-                links.host_path,
-                self._locate,
-            )
-            for rule, handover in resources
-        }
+        self._places = places
+        self._directory = PluginDirectory(places.kubelet_dir)
+        self._pod_resources = PodResources(places.pod_resources)
+        self._sessions: dict[str, tuple[Session, asyncio.Task[None]]] = {}
+        self._custody = Custody(
+            config.rules(),
+            config.handovers(),
+            config.health_policy(),
+            LinkDirectory(places.link_dir),
+            MemoryStore(places.link_dir),
+            CdiDirectory(places.cdi_dir),
+            self._publish,
+        )
         self._unheard = {source.name for source in self._sources}
         self._heard = asyncio.Event()
+        self._ask_holders = asyncio.Event()
+        self._facts = FactQueue()
+        self._stopping = asyncio.Event()
+
+    @property
+    def custody(self) -> Custody:
+        """The devices, as they are now."""
+        return self._custody
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Serve until ``stopping`` is set; then end streams and remove our sockets.
 
         Links stay: containers that run may be restarted while no plugin does.
         """
-        facts = FactQueue()
+        self._stopping = stopping
         with ThreadPoolExecutor(len(self._sources) or 1, "source") as threads:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     helpers = [
-                        tasks.create_task(self._keep_inventory(facts)),
+                        tasks.create_task(self._keep_inventory()),
                         *(
-                            tasks.create_task(self._run_source(source, facts, threads, stopping))
+                            tasks.create_task(self._run_source(source, threads))
                             for source in self._sources
                         ),
                     ]
                     # The kubelet takes the first list for the whole truth: know it before.
-                    await self._wait_for_first_scan(stopping)
-                    helpers.append(tasks.create_task(self._directory.watch(self._look)))
-                    sessions = [
-                        tasks.create_task(supervise(f"session {name}", session.run, stopping))
-                        for name, session in self._sessions.items()
+                    await self._learn_everything()
+                    for handover in self._config.handovers():
+                        self._open_session(handover, tasks)
+                    helpers += [
+                        tasks.create_task(self._directory.watch(self._look)),
+                        tasks.create_task(self._watch_holders()),
+                        tasks.create_task(self._follow_config(tasks)),
                     ]
                     await stopping.wait()
                     _log.info("stopping")
-                    for session in self._sessions.values():
-                        session.close()
-                    _, late = await asyncio.wait(sessions, timeout=_STOP_TIMEOUT)
-                    for task in (*late, *helpers):
+                    await self._close_sessions(list(self._sessions))
+                    for task in helpers:
                         task.cancel()
+                    self._custody.release()
             finally:
                 for source in self._sources:
                     source.stop()
 
-    async def _run_source(
-        self,
-        source: Source,
-        facts: FactQueue,
-        threads: ThreadPoolExecutor,
-        stopping: asyncio.Event,
-    ) -> None:
+    def _open_session(self, handover: Handover, tasks: asyncio.TaskGroup) -> None:
+        name = handover.resource
+        session = Session(handover, self._custody.snapshot(name), self._registrar(), self._custody)
+        task = tasks.create_task(supervise(f"session {name}", session.run, self._stopping))
+        self._sessions[name] = (session, task)
+
+    def _registrar(self) -> Registrar:
+        if self._config.registration is Registration.WATCHER:
+            return WatcherRegistrar(PluginDirectory(self._places.registry_dir))
+        return ClassicRegistrar(self._directory)
+
+    async def _close_sessions(self, names: Sequence[str]) -> None:
+        closing = [self._sessions.pop(name) for name in names]
+        for session, _ in closing:
+            session.close()
+        if closing:
+            _, late = await asyncio.wait([task for _, task in closing], timeout=_STOP_TIMEOUT)
+            for task in late:
+                task.cancel()
+
+    async def _run_source(self, source: Source, threads: ThreadPoolExecutor) -> None:
         loop = asyncio.get_running_loop()
         await supervise(
             f"source {source.name}",
-            lambda: loop.run_in_executor(threads, source.run, facts.post),
-            stopping,
+            lambda: loop.run_in_executor(threads, source.run, self._facts.post),
+            self._stopping,
         )
 
-    async def _wait_for_first_scan(self, stopping: asyncio.Event) -> None:
+    async def _learn_everything(self) -> None:
+        """Wait for all sources' first listing, and ask who holds devices."""
         waits = {
             asyncio.ensure_future(self._heard.wait()),
-            asyncio.ensure_future(stopping.wait()),
+            asyncio.ensure_future(self._stopping.wait()),
         }
         if self._unheard:
             await asyncio.wait(
@@ -157,71 +200,91 @@ class Agent:
             )
         for wait in waits:
             wait.cancel()
-        if self._unheard and not stopping.is_set():
+        if self._unheard and not self._stopping.is_set():
             _log.warning(
                 "registering without having heard of all sources",
                 extra=fields(missing=sorted(self._unheard)),
             )
+            return
+        if self._pod_resources.is_there:
+            await self._learn_holders()
         else:
-            self._links.keep_only(
-                {
-                    device.id
-                    for name in self._sessions
-                    for device in self._inventory.snapshot(name).devices
-                }
+            _log.info(
+                "who holds devices is not known: no PodResources socket",
+                extra=fields(socket=self._places.pod_resources),
             )
+        self._custody.clean_up()
 
-    async def _keep_inventory(self, facts: FactQueue) -> None:
+    async def _keep_inventory(self) -> None:
         while True:
-            deadline = self._inventory.deadline
+            deadline = self._custody.deadline
             wait = None if deadline is None else max(0.0, deadline - time.monotonic())
-            batch = await facts.get(wait)
-            update = self._inventory.apply(batch, time.monotonic())
-            self._publish(update)
-            await asyncio.sleep(0)  # the streams first, then the log
-            for change in update.changes:
-                _log_change(change)
+            batch = await self._facts.get(wait)
+            self._custody.apply(batch)
             if self._unheard:
                 self._unheard -= {fact.source for fact in batch if isinstance(fact, AllPorts)}
                 if not self._unheard:
                     self._heard.set()
 
-    def _publish(self, update: Update) -> None:
-        for change in update.changes:
-            if change.after is None:
-                self._links.forget(change.device.id)
-            else:
-                # Before the kubelet hears of it, the path it may replay leads to the right node.
-                self._links.update(change.device)
-        for snapshot in update.snapshots:
-            self._sessions[snapshot.resource].publish(snapshot)
+    def _publish(self, snapshot: Snapshot) -> None:
+        if known := self._sessions.get(snapshot.resource):
+            known[0].publish(snapshot)
+        if not all(device.health.is_usable for device in snapshot.devices):
+            self._ask_holders.set()  # whether somebody holds it decides what becomes of it
 
     def _look(self) -> None:
-        for session in self._sessions.values():
+        for session, _ in self._sessions.values():
             session.look()
 
-    def _locate(self, device_id: str) -> str | None:
-        device = self._inventory.find(device_id)
-        return device.resource if device else None
+    async def _watch_holders(self) -> None:
+        while True:
+            await asyncio.sleep(_SHORTEST_HOLDER_INTERVAL)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_HOLDER_INTERVAL):
+                    await self._ask_holders.wait()
+            self._ask_holders.clear()
+            if self._pod_resources.is_there:
+                await self._learn_holders()
 
+    async def _learn_holders(self) -> None:
+        asked_at = time.monotonic()
+        try:
+            holdings = await self._pod_resources.list()
+        except KubeletError as error:
+            # It is away now and then, and asked again soon.
+            _log.info("who holds devices is not known now", extra=fields(reason=error))
+        else:
+            self._custody.hold(holdings, asked_at)
 
-def _log_change(change: Change) -> None:
-    device = change.device
-    port = device.ports[0]
-    event = f"device {change.after.value}" if change.after else "device forgotten"
-    unusable = change.after is not None and not change.after.is_usable
-    if change.before is change.after:
-        event = "device changed"
-    _log.log(
-        logging.WARNING if unusable else logging.INFO,
-        event,
-        extra=fields(
-            device=device.id,
-            resource=device.resource,
-            node=port.node,
-            number=port.number,
-            reason=device.reason,
-            before=change.before.value if change.before else "new",
-            readiness=port.readiness.name.lower(),
-        ),
-    )
+    async def _follow_config(self, tasks: asyncio.TaskGroup) -> None:
+        """Apply the file whenever its text changes; a ConfigMap changes by a swapped link."""
+        if self._config_file is None:
+            return
+        changed = asyncio.Event()
+        async for _ in follow(self._config_file.parent, changed):
+            try:
+                config = load(self._config_file)
+            except ConfigError as error:
+                _log.error("configuration refused; the old one stays", extra=fields(reason=error))
+                continue
+            if config != self._config:
+                await self._reconfigure(config, tasks)
+
+    async def _reconfigure(self, config: Config, tasks: asyncio.TaskGroup) -> None:
+        before, self._config = self._config, config
+        if config.nodes != before.nodes:
+            _log.warning("nodes changed: takes effect when the plugin is restarted")
+        kept = {
+            handover.resource
+            for handover in config.handovers()
+            if handover in before.handovers() and config.registration is before.registration
+        }
+        await self._close_sessions([name for name in self._sessions if name not in kept])
+        self._custody.reconfigure(config.rules(), config.handovers(), config.health_policy())
+        for handover in config.handovers():
+            if handover.resource not in kept:
+                self._open_session(handover, tasks)
+        _log.info(
+            "configuration applied",
+            extra=fields(file=self._config_file, kept=sorted(kept), now=sorted(self._sessions)),
+        )

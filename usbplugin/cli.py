@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from usbplugin import __version__
 from usbplugin.errors import ConfigError, UsbPluginError
+from usbplugin.places import Places
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,20 +69,36 @@ def _parser() -> argparse.ArgumentParser:
     serve = _command(commands, "serve", _serve, "run the device plugin on this node")
     _add_config(serve)
     _add_sources(serve)
+    places = Places()
     _add(
         serve,
         "--kubelet-dir",
         "DIR",
         "the kubelet's device plugin directory",
-        default="/var/lib/kubelet/device-plugins",
+        default=str(places.kubelet_dir),
     )
     _add(
         serve,
         "--link-dir",
         "DIR",
         "where stable links to device nodes are kept; must be the same path on the host",
-        default="/run/usbplugin",
+        default=str(places.link_dir),
     )
+    _add(
+        serve,
+        "--pod-resources",
+        "FILE",
+        "the kubelet's PodResources socket, to know who holds devices",
+        default=str(places.pod_resources),
+    )
+    _add(
+        serve,
+        "--registry-dir",
+        "DIR",
+        "the kubelet's plugin registry, used with registration: watcher",
+        default=str(places.registry_dir),
+    )
+    _add(serve, "--cdi-dir", "DIR", "where CDI specs are written", default=str(places.cdi_dir))
     _add(serve, "--log-level", None, "least severe records to log", "info", _LOG_LEVELS)
     _add(serve, "--log-format", None, "how log lines look", "text", _LOG_FORMATS)
 
@@ -204,7 +221,6 @@ def _sources(options: argparse.Namespace, config: Config) -> list[Source]:
 
 def _serve(options: argparse.Namespace) -> int:
     from usbplugin.agent import Agent
-    from usbplugin.kubelet import LinkDirectory, PluginDirectory
     from usbplugin.telemetry import logs
 
     logs.configure(options.log_level, logs.LogFormat(options.log_format))
@@ -223,18 +239,21 @@ def _serve(options: argparse.Namespace) -> int:
         ),
     )
 
+    places = Places(
+        kubelet_dir=Path(options.kubelet_dir),
+        registry_dir=Path(options.registry_dir),
+        pod_resources=Path(options.pod_resources),
+        link_dir=Path(options.link_dir),
+        cdi_dir=Path(options.cdi_dir),
+    )
+    config_file = Path(options.config) if options.config else None
+
     async def run() -> None:
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
-        agent = Agent(
-            [(resource.rule(), resource.handover()) for resource in config.resources],
-            sources,
-            PluginDirectory(Path(options.kubelet_dir)),
-            LinkDirectory(Path(options.link_dir)),
-        )
-        await agent.run(stopping)
+        await Agent(config, sources, places, config_file).run(stopping)
 
     asyncio.run(run())
     logger.info("stopped")
@@ -245,7 +264,7 @@ def _list(options: argparse.Namespace) -> int:
     from usbplugin.listing import scan, table
 
     config = _config(options)
-    rows = scan(_sources(options, config), [resource.rule() for resource in config.resources])
+    rows = scan(_sources(options, config), config.rules())
     if options.json:
         print(json.dumps(rows, indent=2))
     elif rows:
@@ -264,7 +283,7 @@ def _check(options: argparse.Namespace) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     names = ", ".join(resource.name for resource in config.resources)
     print(f"{options.config or 'defaults'}: valid; resources: {names}\n")
-    rows = scan(_sources(options, config), [resource.rule() for resource in config.resources])
+    rows = scan(_sources(options, config), config.rules())
     print(table(rows) if rows else "No serial ports are here now.")
     return 0
 

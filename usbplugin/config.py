@@ -9,23 +9,40 @@ from __future__ import annotations
 import difflib
 import re
 import string
+from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import yaml
 
-from usbplugin.discovery import IdentityMode
+from usbplugin.discovery import IdentityMode, Unit
 from usbplugin.errors import ConfigError
-from usbplugin.inventory import ResourceRule, Selector
+from usbplugin.inventory import HealthPolicy, ResourceRule, Selector
 from usbplugin.kubelet import Handover
 from usbplugin.kubelet.allocation import DEFAULT_CONTAINER_PATH, PLACEHOLDERS
 from usbplugin.kubelet.names import resource_name_problem
+from usbplugin.kubelet.shares import MOST_SHARES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 DEFAULT_RESOURCE = "usbplugin/serial"
 DEFAULT_NODES = ("/dev/ttyUSB*", "/dev/ttyACM*")
+
+
+Duration = Annotated[str, msgspec.Meta(pattern=r"^[0-9]+(\.[0-9]+)?(ms|s|m|h)$")]
+"""A number and a unit: ``500ms``, ``30s``, ``10m``, ``1.5h``."""
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Registration(Enum):
+    """How the kubelet comes to know the plugin."""
+
+    KUBELET = "kubelet"
+    """The plugin calls Register on kubelet.sock."""
+    WATCHER = "watcher"
+    """The kubelet's plugin watcher finds the plugin's socket in plugins_registry."""
 
 
 class ResourceConfig(
@@ -37,6 +54,8 @@ class ResourceConfig(
     """What pods request, e.g. ``usbplugin/zigbee``."""
     selectors: tuple[Selector, ...] = ()
     """Alternatives; a port that matches one of them belongs here. None: every port."""
+    unit: Unit = Unit.PORT
+    """What one device is: a ``port``, or all ports of one ``usb-device`` (a modem)."""
     identity: IdentityMode = IdentityMode.AUTO
     """What device IDs hang on: ``serial``, ``location`` or ``auto``."""
     permissions: Annotated[str, msgspec.Meta(pattern="^(r|w|m|rw|rm|wm|rwm)$")] = "rw"
@@ -45,23 +64,74 @@ class ResourceConfig(
     """Path in the container; ``{name}`` is the kernel name, ``{device}`` and ``{port}`` count."""
     by_id_links: bool = False
     """Whether the node also appears under its ``/dev/serial/by-id`` name."""
+    pre_start: bool = True
+    """Whether each start of a container is checked, and waits while its device is away."""
+    shares: Annotated[int, msgspec.Meta(ge=1, le=MOST_SHARES)] = 1
+    """How many containers may have the same device at the same time."""
+    cdi: bool | None = None
+    """Whether devices are handed over by CDI; if not given, what ``cdi`` at the top says."""
 
     def rule(self) -> ResourceRule:
         """What the inventory needs of it."""
-        return ResourceRule(self.name, self.selectors, self.identity)
+        return ResourceRule(self.name, self.selectors, self.identity, self.unit, self.pre_start)
 
-    def handover(self) -> Handover:
-        """What the kubelet side needs of it."""
-        return Handover(self.name, self.permissions, self.container_path, self.by_id_links)
+
+class Flapping(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel", kw_only=True
+):
+    """When a device that comes and goes is no longer handed out."""
+
+    times: Annotated[int, msgspec.Meta(ge=2, le=60)] = 5
+    """So many departures..."""
+    window: Duration = "60s"
+    """...within this time make it flapping..."""
+    quiet: Duration = "30s"
+    """...until it has neither come nor gone for so long."""
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel", kw_only=True):
     """The whole configuration; with no file at all, every USB serial port is usbplugin/serial."""
 
     nodes: tuple[str, ...] = DEFAULT_NODES
-    """Device nodes that the udev source looks at, as globs."""
+    """Device nodes that the udev source looks at, as globs. Read at start only."""
     resources: tuple[ResourceConfig, ...] = (ResourceConfig(name=DEFAULT_RESOURCE),)
     """In order: a device belongs to the first resource that matches it."""
+    retention: Duration = "1h"
+    """For how long an unplugged device that no pod holds stays listed as Unhealthy."""
+    flapping: Flapping = Flapping()
+    """When a device that comes and goes is no longer handed out."""
+    registration: Registration = Registration.KUBELET
+    """``kubelet``: call Register. ``watcher``: be found by the kubelet's plugin watcher."""
+    cdi: bool = False
+    """Whether devices are handed over by CDI names in place of device nodes."""
+
+    def rules(self) -> list[ResourceRule]:
+        """What the inventory needs of the resources."""
+        return [resource.rule() for resource in self.resources]
+
+    def handovers(self) -> list[Handover]:
+        """What the kubelet side needs of the resources."""
+        return [
+            Handover(
+                resource.name,
+                resource.permissions,
+                resource.container_path,
+                resource.by_id_links,
+                resource.pre_start,
+                resource.shares,
+                cdi=self.cdi if resource.cdi is None else resource.cdi,
+            )
+            for resource in self.resources
+        ]
+
+    def health_policy(self) -> HealthPolicy:
+        """How long things are remembered and waited for."""
+        return HealthPolicy(
+            retention=seconds(self.retention),
+            flaps=self.flapping.times,
+            flap_window=seconds(self.flapping.window),
+            flap_quiet=seconds(self.flapping.quiet),
+        )
 
     def warnings(self) -> list[str]:
         """What is valid but hardly meant; a line each."""
@@ -76,6 +146,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ca
             elif not resource.selectors or any(s.is_empty for s in resource.selectors):
                 catching_all = resource.name
         return found
+
+
+def seconds(duration: Duration) -> float:
+    """A duration's seconds."""
+    number, unit = re.findall(r"[0-9.]+|[a-z]+", duration)
+    return float(number) * _UNITS[unit]
 
 
 def load(path: Path) -> Config:
@@ -136,11 +212,26 @@ def _validate(config: Config) -> None:
         path = resource.container_path
         if problem := _container_path_problem(path):
             raise ConfigError(f"{where}.containerPath: {problem}, found {path!r}")
+        if problem := _cdi_problem(resource, config):
+            raise ConfigError(f"{where}.cdi: {problem}")
         for position, selector in enumerate(resource.selectors):
             _validate_selector(selector, f"{where}.selectors[{position}]")
     for index, node in enumerate(config.nodes):
         if not node.startswith("/dev/"):
             raise ConfigError(f"nodes[{index}]: expected a glob below /dev/, found {node!r}")
+
+
+def _cdi_problem(resource: ResourceConfig, config: Config) -> str:
+    """Why a resource cannot be handed over by CDI; empty if it can, or need not."""
+    if not (config.cdi if resource.cdi is None else resource.cdi):
+        return ""
+    if resource.by_id_links:
+        return "expected false together with byIdLinks: a CDI spec names each node once"
+    if "{device}" in resource.container_path:
+        return "expected false with {device} in containerPath: a CDI spec is no container's own"
+    if not resource.name[0].isalpha():
+        return "expected false: a CDI vendor, unlike a resource's domain, begins with a letter"
+    return ""
 
 
 def _validate_selector(selector: Selector, where: str) -> None:
@@ -198,6 +289,8 @@ def _explain(problem: str, document: object) -> str:
 def _known_keys(path: str) -> tuple[str, ...]:
     if "selectors" in path:
         return Selector.__struct_encode_fields__
+    if "flapping" in path:
+        return Flapping.__struct_encode_fields__
     return (ResourceConfig if "resources" in path else Config).__struct_encode_fields__
 
 

@@ -37,7 +37,7 @@ def scan(sources: Iterable[Source], rules: Sequence[ResourceRule]) -> list[Row]:
     inventory.apply((AllPorts(source.name, source.scan(), "start") for source in sources), now=0.0)
     devices = [device for rule in rules for device in inventory.snapshot(rule.name).devices]
     listed = {port.node for device in devices for port in device.ports}
-    others = [port for port in inventory.ports if port.node not in listed]
+    others = [port for port in inventory.ports.values() if port.node not in listed]
     return [
         *(_row(port, device) for device in devices for port in device.ports),
         *(_unlisted(port, rules) for port in others),

@@ -6,6 +6,7 @@ for inotify(7) queues overflow, watches die with their directory, and instances 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections import deque
@@ -27,7 +28,7 @@ from watchdog.observers import Observer
 from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from watchdog.observers.api import BaseObserver, ObservedWatch
@@ -46,6 +47,8 @@ _EVENTS: list[type[FileSystemEvent]] = [
 ]
 
 _MOST_PASSES = 8
+_CHECK_INTERVAL = 10.0
+_BLIND_CHECK_INTERVAL = 1.0
 
 
 class DirectoryWatch:
@@ -163,3 +166,28 @@ class _Handler(FileSystemEventHandler):
 
     def on_any_event(self, event: FileSystemEvent) -> None:
         self._heed(self._path, event)
+
+
+async def follow(directory: Path, changed: asyncio.Event) -> AsyncIterator[None]:
+    """Yield whenever a look at ``directory`` is due: at first, after changes, and now and then.
+
+    Args:
+        directory: Need not exist yet.
+        changed: Set when something changed; to be set by others too who want a look.
+    """
+    loop = asyncio.get_running_loop()
+
+    def wake() -> None:
+        loop.call_soon_threadsafe(changed.set)
+
+    watch = DirectoryWatch(directory, wake)
+    try:
+        while True:
+            changed.clear()
+            live = watch.refresh()
+            yield
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_CHECK_INTERVAL if live else _BLIND_CHECK_INTERVAL):
+                    await changed.wait()
+    finally:
+        watch.stop()

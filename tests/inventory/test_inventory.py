@@ -4,10 +4,11 @@ import dataclasses
 
 from tests.support import all_ports, gone, present, usb_port
 from usbplugin.discovery import Fact, IdentityMode, Port, Readiness
-from usbplugin.inventory import Device, Health, Inventory, ResourceRule, Selector
-from usbplugin.inventory.inventory import MOST_ABSENT, RETENTION
+from usbplugin.inventory import Device, Health, HealthPolicy, Inventory, ResourceRule, Selector
+from usbplugin.inventory.inventory import MOST_ABSENT
 
 SERIAL = "usbplugin/serial"
+RETENTION = HealthPolicy().retention
 
 
 class Replay:
@@ -222,7 +223,7 @@ def test_the_first_resource_that_matches_takes_the_port() -> None:
 def test_a_port_that_no_resource_selects_is_not_listed() -> None:
     replay = Replay(ResourceRule(SERIAL, (Selector(vendor="10c4"),)))
     assert replay(present(usb_port())) == {}
-    assert replay.inventory.ports == (usb_port(),)
+    assert list(replay.inventory.ports.values()) == [usb_port()]
 
 
 def test_only_resources_that_changed_get_a_new_snapshot() -> None:

@@ -72,7 +72,7 @@ def test_invariants(batches: list[list[Fact]]) -> None:
         assert len(ids) == len(set(ids)), "an ID is listed twice"
         assert all(ID_FORM.fullmatch(device_id) and len(device_id) <= 63 for device_id in ids)
 
-        here = {port.name: port for port in inventory.ports}
+        here = {port.name: port for port in inventory.ports.values()}
         usable = [device for device in devices if device.health.is_usable]
         for device in usable:
             (port,) = device.ports

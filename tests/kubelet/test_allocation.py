@@ -47,7 +47,7 @@ def ask(*containers: list[str], handover: Handover = DEFAULT) -> v1beta1.Allocat
     request = v1beta1.AllocateRequest(
         container_requests=[v1beta1.ContainerAllocateRequest(devices_ids=ids) for ids in containers]
     )
-    return allocate(request, SNAPSHOT, handover, link, locate)
+    return allocate(request, SNAPSHOT, handover, link, locate)[0]
 
 
 def refused(*containers: list[str], handover: Handover = DEFAULT) -> tuple[str, str]:
@@ -77,7 +77,7 @@ def test_a_pty_is_handed_over_as_a_mount() -> None:
     snapshot = Snapshot(SERIAL, (device("v", pty),))
     for permissions, read_only in (("rw", False), ("r", True)):
         handover = Handover(SERIAL, permissions)
-        response = allocate(request, snapshot, handover, lambda _, port: port.node, locate)
+        response, _ = allocate(request, snapshot, handover, lambda _, port: port.node, locate)
         (mount,) = response.container_responses[0].mounts
         assert (mount.container_path, mount.host_path) == ("/dev/ttyUSB7", "/dev/pts/4")
         assert mount.read_only is read_only
@@ -131,8 +131,8 @@ def test_two_nodes_under_one_container_path_are_refused() -> None:
             "FAILED_PRECONDITION",
             "away is unplugged: /dev/ttyUSB2 is gone: unplugged",
         ),
-        ([["a", "a"]], "INVALID_ARGUMENT", "a was requested 2 times; a device has one holder"),
-        ([["a"], ["a"]], "INVALID_ARGUMENT", "a was requested 2 times; a device has one holder"),
+        ([["a", "a"]], "INVALID_ARGUMENT", "a was requested 2 times; it can have one holder"),
+        ([["a"], ["a"]], "INVALID_ARGUMENT", "a was requested 2 times; it can have one holder"),
         ([], "INVALID_ARGUMENT", "the kubelet asked usbplugin/serial for no device at all"),
         ([[]], "INVALID_ARGUMENT", "the kubelet asked usbplugin/serial for no device at all"),
         ([["a"], ["away"]], "FAILED_PRECONDITION", "away is unplugged"),
@@ -145,9 +145,9 @@ def test_refusals(containers: list[list[str]], status: str, message: str) -> Non
 
 
 def test_pre_start_asks_the_same_of_a_device() -> None:
-    assert list(usable_devices(["a"], SNAPSHOT, locate)) == ["a"]
+    assert list(usable_devices(["a"], SNAPSHOT, 1, locate)) == ["a"]
     with pytest.raises(AllocationError) as caught:
-        usable_devices(["a", "away"], SNAPSHOT, locate)
+        usable_devices(["a", "away"], SNAPSHOT, 1, locate)
     assert caught.value.status is grpc.StatusCode.FAILED_PRECONDITION
 
 
@@ -169,7 +169,7 @@ def preferred(size: int, must: tuple[str, ...] = (), without: tuple[str, ...] = 
         must_include_deviceIDs=must,
         allocation_size=size,
     )
-    return list(prefer(request, HUBS).deviceIDs)
+    return list(prefer(request, HUBS, 1).deviceIDs)
 
 
 def test_the_longest_ready_device_is_preferred() -> None:

@@ -18,12 +18,14 @@ from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
 from usbplugin.errors import KubeletError
 from usbplugin.inventory import Device, Health, Snapshot
-from usbplugin.kubelet import Handover, PluginDirectory, Session, State
+from usbplugin.kubelet import ClassicRegistrar, Handover, PluginDirectory, Session, State
 from usbplugin.kubelet.session import STREAM_TIMEOUT
 from usbplugin.virtual.kubelet import EmbeddedKubelet
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
+
+    from usbplugin.discovery import Port
 
 SERIAL = "usbplugin/serial"
 pytestmark = pytest.mark.timeout(30)
@@ -58,6 +60,22 @@ async def kubelet(directory: Path) -> AsyncIterator[EmbeddedKubelet]:
         yield kubelet
 
 
+class NodesOnly:
+    """A custody that keeps nothing, and gives the nodes themselves."""
+
+    def host_path(self, device: Device, port: Port) -> str:
+        return port.node
+
+    def locate(self, device_id: str) -> str | None:
+        return None
+
+    def hand_over(self, device: Device, paths: Mapping[str, str] | None) -> None:
+        pass
+
+    def start_problem(self, device: Device) -> str:
+        return ""
+
+
 @asynccontextmanager
 async def running(
     directory: Path, first: Snapshot, stream_timeout: float = STREAM_TIMEOUT
@@ -66,9 +84,8 @@ async def running(
     session = Session(
         Handover(SERIAL),
         first,
-        plugins,
-        lambda device, port: port.node,
-        lambda device_id: None,
+        ClassicRegistrar(plugins),
+        NodesOnly(),
         stream_timeout,
     )
     watching = asyncio.create_task(plugins.watch(session.look))

@@ -4,7 +4,7 @@
 """
 
 from usbplugin.discovery.directory import DirectorySource
-from usbplugin.discovery.identity import IdentityMode
+from usbplugin.discovery.identity import IdentityMode, Unit
 from usbplugin.discovery.port import (
     AllPorts,
     DeviceNumber,
@@ -29,5 +29,6 @@ __all__ = [
     "Post",
     "Readiness",
     "Source",
+    "Unit",
     "UsbInterface",
 ]

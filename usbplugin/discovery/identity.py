@@ -39,6 +39,33 @@ class IdentityMode(Enum):
     """Where the device is plugged in, whatever its serial."""
 
 
+class Unit(Enum):
+    """What one device is."""
+
+    PORT = "port"
+    """Each port is a device of its own."""
+    USB_DEVICE = "usb-device"
+    """All ports of one USB device together are one: a modem with four ttys."""
+
+
+Fingerprint = tuple[object, ...]
+
+
+def descriptors(port: Port, unit: Unit = Unit.PORT) -> Fingerprint:
+    """Equal for all that may claim to be one and the same device."""
+    usb = port.usb
+    if usb is None:
+        # A bare entry is known by its place alone, whatever it leads to.
+        return (port.origin, port.name)
+    whole = (usb.vendor_id, usb.product_id, usb.serial)
+    return whole if unit is Unit.USB_DEVICE else (*whole, usb.interface, usb.port_number)
+
+
+def fingerprint(port: Port, unit: Unit = Unit.PORT) -> Fingerprint:
+    """Equal for one device plugged into one place, whatever its names and numbers."""
+    return (*descriptors(port, unit), port.usb.location if port.usb else "")
+
+
 def is_usable_serial(serial: str) -> bool:
     """Whether a serial is likely to tell one unit from another."""
     text = serial.strip()
@@ -50,7 +77,7 @@ def is_usable_serial(serial: str) -> bool:
     )
 
 
-def candidate_ids(port: Port, mode: IdentityMode) -> tuple[str, ...]:
+def candidate_ids(port: Port, mode: IdentityMode, unit: Unit = Unit.PORT) -> tuple[str, ...]:
     """The IDs a port may go by, best first; each matches ``ID_FORM`` and fits ``ID_LENGTH``.
 
     The last one is unique among ports that are present at the same time, whatever their
@@ -60,7 +87,7 @@ def candidate_ids(port: Port, mode: IdentityMode) -> tuple[str, ...]:
     if usb is None:
         return (_compose("dir-", port.name, "", port.origin),)
     head = f"usb-{usb.vendor_id}:{usb.product_id}-"
-    tail = f"-{port.slot}"
+    tail = "" if unit is Unit.USB_DEVICE else f"-{port.slot}"
     by_location = _compose(f"{head}at-", usb.location, tail)
     last_resort = _compose(f"{head}at-", usb.location, tail, f"{port.origin}/{port.name}")
     if has_serial_identity(port, mode):

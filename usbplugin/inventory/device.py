@@ -7,16 +7,19 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from usbplugin.discovery import DeviceNumber, Port
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from usbplugin.discovery import Port
     from usbplugin.inventory.health import Health
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What is handed out: one port under a stable ID."""
+    """What is handed out: one port, or all ports of one USB device, under a stable ID."""
 
     id: str
     resource: str
@@ -24,9 +27,17 @@ class Device:
     reason: str
     """Why it is not ready, for people; empty if it is."""
     ports: tuple[Port, ...]
-    """As last seen: an unplugged device still tells what it was."""
+    """In interface order, as last seen: an unplugged device still tells what it was. Empty for
+    a device that is known only because somebody holds it."""
     since: float
     """When ``health`` became what it is; seconds of the inventory's clock."""
+    holders: tuple[str, ...] = ()
+    """Who holds it, as ``namespace/pod/container``."""
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The device nodes of its ports."""
+        return tuple(port.node for port in self.ports)
 
 
 @dataclass(frozen=True)
@@ -44,13 +55,33 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One device came to be, changed its health, or was forgotten."""
+    """One device came to be, changed, or was forgotten."""
 
     device: Device
     before: Health | None
     """None if the device is new."""
     after: Health | None
     """None if the device is no longer remembered."""
+
+
+class HandedOver(msgspec.Struct, frozen=True):
+    """What a container was given for one port."""
+
+    number: DeviceNumber
+    path: str
+    """Path on the host that the kubelet replays whenever the container is restarted."""
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """What has to be known of a device after a restart of the plugin."""
+
+    id: str
+    resource: str
+    ports: tuple[Port, ...]
+    handed_over: dict[str, HandedOver] = {}
+    """By slot."""
+    absent_since: float | None = None
+    """Seconds of CLOCK_MONOTONIC, which a restart of the plugin does not touch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +91,15 @@ class Update:
     snapshots: tuple[Snapshot, ...] = ()
     """Of those resources whose devices changed, and no others."""
     changes: tuple[Change, ...] = ()
+    memories: tuple[Memory, ...] = ()
+    """What has to be remembered anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Somebody holds a device."""
+
+    resource: str
+    device_id: str
+    holder: str
+    """``namespace/pod/container``."""

@@ -1,7 +1,8 @@
-"""The states of health a device can be in, and which of them mean that it may be handed out."""
+"""The states of health, and the numbers that decide between them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 
 
@@ -9,13 +10,38 @@ class Health(Enum):
     """A device's state of health."""
 
     READY = "ready"
-    """Its node is present, is the right character device, and udevd is done with it."""
+    """Its nodes are present, are the right character devices, and udevd is done with them."""
     UNPLUGGED = "unplugged"
-    """It was listed, and its node is gone."""
+    """It was listed, and its nodes are gone."""
+    INCOMPLETE = "incomplete"
+    """Some of its ports are there, others are not."""
     BROKEN = "broken"
-    """Its node is present, but is not the device that sysfs says it is."""
+    """A node is present, but is not the device that sysfs says it is."""
+    FLAPPING = "flapping"
+    """It came and went too often; it is given time to calm down."""
+    DISPLACED = "displaced"
+    """It came back under other numbers while a container runs with those it was given."""
 
     @property
     def is_usable(self) -> bool:
         """Whether the device may be handed to a container now."""
         return self is Health.READY
+
+
+@dataclass(frozen=True, slots=True)
+class HealthPolicy:
+    """How long things are remembered and waited for; all times in seconds."""
+
+    retention: float = 3600.0
+    """For how long an unplugged device that nobody holds stays listed."""
+    flaps: int = 5
+    """So many departures within ``flap_window`` make a device flapping."""
+    flap_window: float = 60.0
+    flap_quiet: float = 30.0
+    """A flapping device is usable again after so long without coming or going."""
+    group_settle: float = 1.0
+    """A new device of several ports is complete when so long no further one has appeared."""
+    group_patience: float = 10.0
+    """A device nobody holds that came back with fewer ports is taken as it is after so long."""
+    holder_grace: float = 5.0
+    """The kubelet's word that nobody holds a device counts if asked so long after Allocate."""

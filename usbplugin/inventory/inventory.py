@@ -5,7 +5,7 @@ No I/O, no clock, no locks: only the event loop calls it, and a test can replay 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from usbplugin.discovery import (
@@ -17,67 +17,55 @@ from usbplugin.discovery import (
     PortPresent,
     Readiness,
 )
-from usbplugin.discovery.identity import candidate_ids
-from usbplugin.inventory.device import Change, Device, Snapshot, Update
-from usbplugin.inventory.health import Health
+from usbplugin.discovery.identity import Fingerprint, candidate_ids, descriptors, fingerprint
+from usbplugin.inventory.device import Change, Device, HandedOver, Memory, Snapshot, Update
+from usbplugin.inventory.health import Health, HealthPolicy
+from usbplugin.inventory.record import Key, Record
 from usbplugin.inventory.selector import ResourceRule, first_match
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
-RETENTION = 3600.0
-"""Seconds for which an unplugged device stays listed, as Unhealthy."""
+    from usbplugin.inventory.device import Holding
+
 MOST_ABSENT = 256
 """Unplugged devices remembered at most: a device that invents serials must not fill the memory."""
-
-_Key = tuple[str, str]
-"""Source and port name: what identifies a port while it is present."""
-_Fingerprint = tuple[object, ...]
-
-
-@dataclass(slots=True)
-class _Record:
-    """One device, mutable, known to the inventory alone."""
-
-    id: str
-    resource: str
-    port: Port
-    key: _Key | None
-    """None while the device is away."""
-    health: Health
-    reason: str
-    since: float
-
-    def device(self) -> Device:
-        return Device(
-            id=self.id,
-            resource=self.resource,
-            health=self.health,
-            reason=self.reason,
-            ports=(self.port,),
-            since=self.since,
-        )
 
 
 class Inventory:
     """Turns facts about ports into devices with stable IDs and a health."""
 
-    def __init__(self, rules: Sequence[ResourceRule], retention: float = RETENTION) -> None:
-        """Start with nothing known.
+    def __init__(
+        self,
+        rules: Sequence[ResourceRule],
+        policy: HealthPolicy = HealthPolicy(),
+        memories: Iterable[Memory] = (),
+        now: float = 0.0,
+    ) -> None:
+        """Start with what is remembered, all of it away.
 
         Args:
             rules: The resources, first match wins; their names are unique.
-            retention: Seconds for which an unplugged device stays listed.
+            policy: How long things are remembered and waited for.
+            memories: What an earlier inventory wanted to be remembered.
+            now: Seconds of the clock that ``apply`` uses.
         """
         self._rules = tuple(rules)
-        self._retention = retention
-        self._ports: dict[_Key, Port] = {}
-        self._records: dict[str, _Record] = {}
-        self._record_of: dict[_Key, _Record] = {}
-        self._key_of: dict[DeviceNumber, _Key] = {}
+        self._policy = policy
+        self._ports: dict[Key, Port] = {}
+        self._records: dict[str, Record] = {}
+        self._record_of: dict[Key, Record] = {}
+        self._key_of: dict[DeviceNumber, Key] = {}
+        self._asked_at: float | None = None
         self._dirty: set[str] = set()
         self._published: dict[str, Device] = {}
+        self._remembered: dict[str, Memory] = {}
         self._snapshots = {rule.name: Snapshot(rule.name) for rule in self._rules}
+        by_name = {rule.name: rule for rule in self._rules}
+        for memory in memories:
+            if rule := by_name.get(memory.resource):
+                self._restore(memory, rule, now)
 
     def snapshot(self, resource: str) -> Snapshot:
         """The latest snapshot of a resource.
@@ -92,15 +80,41 @@ class Inventory:
         return self._published.get(device_id)
 
     @property
-    def ports(self) -> tuple[Port, ...]:
+    def ports(self) -> Mapping[Key, Port]:
         """All ports that are present, also those that belong to no resource or are settling."""
-        return tuple(self._ports.values())
+        return self._ports
+
+    def handed_over(self, device_id: str) -> Mapping[str, HandedOver]:
+        """What the container that holds a device was given, by slot; empty if nobody was."""
+        record = self._records.get(device_id)
+        return record.handed_over if record else {}
+
+    @property
+    def device_ids(self) -> AbstractSet[str]:
+        """The IDs of all devices that are listed."""
+        return self._published.keys()
+
+    def reconfigured(
+        self, rules: Sequence[ResourceRule], policy: HealthPolicy, now: float
+    ) -> Inventory:
+        """A new inventory with other rules, which knows what this one does but sees no port yet."""
+        successor = Inventory(rules, policy)
+        successor._asked_at = self._asked_at
+        by_name = {rule.name: rule for rule in rules}
+        for record in self._records.values():
+            if rule := by_name.get(record.rule.name):
+                copy = successor._restore(record.memory(), rule, now)
+                copy.holders, copy.departures = record.holders, record.departures
+                copy.handed_over_at = record.handed_over_at
+                # If the new rules give it another ID, nothing is left of this one.
+                copy.listed = not record.present
+        return successor
 
     @property
     def deadline(self) -> float | None:
         """When time alone will change something: call ``apply`` then, with no facts if need be."""
-        away = [record.since for record in self._records.values() if record.key is None]
-        return min(away) + self._retention if away else None
+        wakes = [record.wake for record in self._records.values() if record.wake is not None]
+        return min(wakes, default=None)
 
     def apply(self, facts: Iterable[Fact], now: float) -> Update:
         """Take in a batch of facts, at ``now`` (seconds of any clock that never goes back)."""
@@ -112,8 +126,46 @@ class Inventory:
                     self._leave((source, name), now)
                 case AllPorts(source, ports):
                     self._replace(source, ports, now)
-        self._expire(now)
-        return self._publish()
+        return self._conclude(now)
+
+    def hand_over(self, device_id: str, paths: Mapping[str, str], now: float) -> Update:
+        """A container gets the device, or gets it anew, under its present numbers.
+
+        Args:
+            device_id: Of a device that is present.
+            paths: By slot, the path on the host that the container is given.
+            now: As for ``apply``.
+        """
+        record = self._records[device_id]
+        record.handed_over = {
+            slot: HandedOver(record.ports[slot].number, path) for slot, path in paths.items()
+        }
+        record.handed_over_at = now
+        self._dirty.add(device_id)
+        return self._conclude(now)
+
+    def hold(self, holdings: Iterable[Holding], asked_at: float, now: float) -> Update:
+        """These are all who hold a device, by the kubelet's word; it was asked at ``asked_at``."""
+        self._asked_at = asked_at
+        holders: dict[str, set[str]] = defaultdict(set)
+        by_name = {rule.name: rule for rule in self._rules}
+        for holding in holdings:
+            rule = by_name.get(holding.resource)
+            if rule is None:
+                continue
+            holders[holding.device_id].add(holding.holder)
+            if holding.device_id not in self._records:
+                # Nothing else is known of it, but the kubelet reports an unlisted one as healthy.
+                self._records[holding.device_id] = Record(holding.device_id, rule, listed=True)
+        for record in self._records.values():
+            found = tuple(sorted(holders.get(record.id, ())))
+            if found != record.holders:
+                record.holders = found
+                self._dirty.add(record.id)
+            if record.handed_over and not record.is_held(asked_at, self._policy):
+                record.handed_over = {}
+                self._dirty.add(record.id)
+        return self._conclude(now)
 
     def _replace(self, source: str, ports: Sequence[Port], now: float) -> None:
         present = {port.name for port in ports}
@@ -123,46 +175,41 @@ class Inventory:
         for port in sorted(ports, key=lambda port: (port.initialized_usec, port.name)):
             self._arrive((source, port.name), port, now)
 
-    def _arrive(self, key: _Key, port: Port, now: float) -> None:
+    def _arrive(self, key: Key, port: Port, now: float) -> None:
         before = self._ports.get(key)
         if before == port and key in self._record_of:
             return
-        if before is not None and _fingerprint(before) != _fingerprint(port):
+        if before is not None and fingerprint(before) != fingerprint(port):
             self._leave(key, now)  # another device took the name, and its leaving went unseen
         self._ports[key] = port
         record = self._record_of.get(key)
+        if port.readiness is Readiness.SETTLING:
+            return  # not yet; and a known one is no less usable while udevd looks at it again
         if record is None:
-            if port.readiness is Readiness.SETTLING:
-                return
-            record = self._recognise(key, port, now)
+            record = self._recognise(key, port)
             if record is None:
                 return
             self._record_of[key] = record
-            self._key_of[port.number] = key
-        # udevd at work on a device again (a restart, a trigger) does not make it less usable.
-        if port.readiness is not Readiness.SETTLING:
-            self._release(record.port.number, key)
-            self._key_of[port.number] = key
-            record.port = port
-        if port.fault:
-            self._set(record, Health.BROKEN, port.fault, now)
-        else:
-            self._set(record, Health.READY, "", now)
+        elif before is not None:
+            self._release(before.number, key)
+        self._key_of[port.number] = key
+        record.arrive(key, port, now)
+        self._dirty.add(record.id)
 
-    def _leave(self, key: _Key, now: float) -> None:
-        self._ports.pop(key, None)
+    def _leave(self, key: Key, now: float) -> None:
+        port = self._ports.pop(key, None)
         record = self._record_of.pop(key, None)
-        if record is not None:
-            record.key = None
-            self._release(record.port.number, key)
-            self._set(record, Health.UNPLUGGED, f"{record.port.node} is gone: unplugged", now)
+        if port is not None and record is not None:
+            record.leave(port.slot, now)
+            self._release(record.ports[port.slot].number, key)
+            self._dirty.add(record.id)
 
-    def _release(self, number: DeviceNumber, key: _Key) -> None:
+    def _release(self, number: DeviceNumber, key: Key) -> None:
         if self._key_of.get(number) == key:
             del self._key_of[number]
 
-    def _recognise(self, key: _Key, port: Port, now: float) -> _Record | None:
-        """The record of the device behind ``port``: one that was away, or a new one."""
+    def _recognise(self, key: Key, port: Port) -> Record | None:
+        """The record of the device behind ``port``: one that is there, was away, or is new."""
         rule = first_match(self._rules, port)
         elsewhere = self._key_of.get(port.number)
         if rule is None or (elsewhere is not None and elsewhere[0] != key[0]):
@@ -170,65 +217,93 @@ class Inventory:
         device_id = self._identify(port, rule)
         record = self._records.get(device_id)
         if record is None:
-            record = _Record(device_id, rule.name, port, key, Health.READY, "", now)
-            self._records[device_id] = record
-        record.key, record.resource, record.port = key, rule.name, port
+            record = self._records[device_id] = Record(device_id, rule)
+        record.rule = rule
         return record
 
     def _identify(self, port: Port, rule: ResourceRule) -> str:
-        candidates = candidate_ids(port, rule.identity)
-        away = {
-            candidate: record
-            for candidate in candidates
-            if (record := self._records.get(candidate)) and record.key is None
-        }
-        # Back where it was, with the descriptors it had: certainly the same device.
-        for candidate, record in away.items():
-            if _fingerprint(record.port) == _fingerprint(port):
-                return candidate
+        candidates = candidate_ids(port, rule.identity, rule.unit)
+        known = [self._records[name] for name in candidates if name in self._records]
+        whole = fingerprint(port, rule.unit)
+        for record in known:
+            # Another port of a device that is here, or a device back where it was: certainly it.
+            if port.slot not in record.present and self._fingerprint_of(record) == whole:
+                return record.id
         for candidate in candidates[:-1]:
             holder = self._records.get(candidate)
-            if holder is None or (holder.key is None and not self._has_twin(holder)):
+            if holder is None or not (holder.present or self._has_twin(holder)):
                 return candidate
         return candidates[-1]
 
-    def _has_twin(self, record: _Record) -> bool:
-        """Whether its serial is known from another device too, and so tells nobody from anybody."""
-        twin = _descriptors(record.port)
-        return any(
-            other is not record and _descriptors(other.port) == twin
-            for other in self._records.values()
-        )
+    def _fingerprint_of(self, record: Record) -> Fingerprint | None:
+        port = next(iter(record.ports.values()), None)
+        return fingerprint(port, record.rule.unit) if port else None
 
-    def _expire(self, now: float) -> None:
-        away = sorted(
-            (record for record in self._records.values() if record.key is None),
-            key=lambda record: record.since,
+    def _has_twin(self, record: Record) -> bool:
+        """Whether its serial is known from another device too, and so tells nobody from anybody."""
+        claims = {
+            descriptors(port, other.rule.unit)
+            for other in self._records.values()
+            if other is not record
+            for port in other.ports.values()
+        }
+        return any(descriptors(port, record.rule.unit) in claims for port in record.ports.values())
+
+    def _restore(self, memory: Memory, rule: ResourceRule, now: float) -> Record:
+        record = Record(
+            memory.id,
+            rule,
+            ports={port.slot: port for port in memory.ports},
+            handed_over=dict(memory.handed_over),
+            listed=True,
+            health=Health.UNPLUGGED,
+            since=now if memory.absent_since is None else min(memory.absent_since, now),
         )
+        self._records[memory.id] = record
+        self._remembered[memory.id] = memory
+        self._dirty.add(memory.id)
+        return record
+
+    def _conclude(self, now: float) -> Update:
+        due = (r.id for r in self._records.values() if r.wake is not None and r.wake <= now)
+        self._dirty.update(due)
+        for device_id in self._dirty & self._records.keys():
+            self._records[device_id].assess(self._asked_at, self._policy, now)
+        self._forget(now)
+        return self._publish()
+
+    def _forget(self, now: float) -> None:
+        away = [record for record in self._records.values() if not record.present]
         excess = len(away) - MOST_ABSENT
+        if excess > 0:
+            away.sort(key=lambda record: record.since)
         for position, record in enumerate(away):
-            never_listed = record.id not in self._published
-            if position < excess or never_listed or record.since + self._retention <= now:
+            if record.is_held(self._asked_at, self._policy):
+                continue
+            # Gone within the batch it came in, or known from nothing but a holder who has gone.
+            is_nothing = not record.listed or not record.ports
+            if position < excess or is_nothing or record.since + self._policy.retention <= now:
                 del self._records[record.id]
                 self._dirty.add(record.id)
 
-    def _set(self, record: _Record, health: Health, reason: str, now: float) -> None:
-        if record.health is not health:
-            record.since = now
-        record.health, record.reason = health, reason
-        self._dirty.add(record.id)
-
     def _publish(self) -> Update:
-        changes = []
+        changes, memories = [], []
         touched: set[str] = set()
         for device_id in sorted(self._dirty):
             record = self._records.get(device_id)
-            before = self._published.get(device_id)
-            after = record.device() if record else None
+            before = self._published.pop(device_id, None)
+            after = None
+            if record is not None and record.health is not None:
+                record.listed = True
+                after = record.device(record.health)
+                memory = record.memory()
+                if self._remembered.get(device_id) != memory:
+                    self._remembered[device_id] = memory
+                    memories.append(memory)
+            else:
+                self._remembered.pop(device_id, None)
             if after is not None:
                 self._published[device_id] = after
-            else:
-                self._published.pop(device_id, None)
             if before == after:
                 continue
             touched |= {device.resource for device in (before, after) if device is not None}
@@ -245,19 +320,7 @@ class Inventory:
             listed = (device for device in self._published.values() if device.resource == resource)
             self._snapshots[resource] = Snapshot(resource, tuple(listed))
         return Update(
-            tuple(self._snapshots[resource] for resource in sorted(touched)), tuple(changes)
+            tuple(self._snapshots[resource] for resource in sorted(touched)),
+            tuple(changes),
+            tuple(memories),
         )
-
-
-def _fingerprint(port: Port) -> _Fingerprint:
-    """Equal for one device plugged into one place, whatever its name and numbers."""
-    return (*_descriptors(port), port.usb and port.usb.location)
-
-
-def _descriptors(port: Port) -> _Fingerprint:
-    """Equal for all that a device may claim to be itself."""
-    usb = port.usb
-    if usb is None:
-        # A bare entry is known by its place alone, whatever it leads to.
-        return (port.origin, port.name)
-    return (usb.vendor_id, usb.product_id, usb.serial, usb.interface, usb.port_number)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from usbplugin.discovery import IdentityMode
+from usbplugin.discovery import IdentityMode, Unit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,6 +68,9 @@ class ResourceRule(msgspec.Struct, frozen=True):
     selectors: tuple[Selector, ...] = ()
     """Alternatives; none at all matches every port."""
     identity: IdentityMode = IdentityMode.AUTO
+    unit: Unit = Unit.PORT
+    checks_starts: bool = True
+    """Whether each start of a container is checked, so that a displaced device can be cleared."""
 
     def matches(self, port: Port) -> bool:
         """Whether one of the selectors matches."""

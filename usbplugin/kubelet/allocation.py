@@ -16,12 +16,14 @@ import grpc
 
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.errors import AllocationError
+from usbplugin.kubelet.cdi import qualified_name
+from usbplugin.kubelet.shares import device_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from usbplugin.discovery import Port
-    from usbplugin.inventory import Device, Snapshot
+    from usbplugin.inventory import Device, Health, Snapshot
 
     HostPath = Callable[[Device, Port], str]
     """Where on the host a port's node is found: a link that is kept, or the node itself."""
@@ -43,6 +45,12 @@ class Handover:
     """With ``{name}`` (kernel name), ``{device}`` and ``{port}`` (both count from 0)."""
     by_id_links: bool = False
     """Whether the node is also given under its /dev/serial/by-id names."""
+    pre_start: bool = True
+    """Whether the kubelet asks before each start of a container."""
+    shares: int = 1
+    """How often a device is offered."""
+    cdi: bool = False
+    """Whether devices are handed over by CDI names in place of device nodes."""
 
 
 def allocate(
@@ -51,8 +59,11 @@ def allocate(
     handover: Handover,
     host_path: HostPath,
     locate: Locate,
-) -> v1beta1.AllocateResponse:
+) -> tuple[v1beta1.AllocateResponse, tuple[Device, ...]]:
     """Answer ``Allocate`` for all containers of the request.
+
+    Returns:
+        The answer, and the devices that it hands over.
 
     Raises:
         AllocationError: INVALID_ARGUMENT for a request that makes no sense, NOT_FOUND for an ID
@@ -61,55 +72,79 @@ def allocate(
     requested = [list(container.devices_ids) for container in request.container_requests]
     if not requested or not all(requested):
         raise _invalid(f"the kubelet asked {handover.resource} for no device at all")
-    times = Counter(device_id for ids in requested for device_id in ids)
-    for device_id, count in times.items():
+    times = Counter(share_id for ids in requested for share_id in ids)
+    for share_id, count in times.items():
         if count > 1:
-            raise _invalid(f"{device_id} was requested {count} times; a device has one holder")
-    devices = usable_devices(times, snapshot, locate)
-    return v1beta1.AllocateResponse(
-        container_responses=[
-            _container_response([devices[device_id] for device_id in ids], handover, host_path)
-            for ids in requested
-        ]
-    )
+            raise _invalid(f"{share_id} was requested {count} times; it can have one holder")
+    devices = usable_devices(times, snapshot, handover.shares, locate)
+    response = v1beta1.AllocateResponse()
+    for ids in requested:
+        # Two shares of one device are still one node.
+        given = dict.fromkeys(device_of(share_id, handover.shares) for share_id in ids)
+        response.container_responses.append(
+            _container_response([devices[device_id] for device_id in given], handover, host_path)
+        )
+    return response, tuple(devices.values())
 
 
 def usable_devices(
-    device_ids: Iterable[str], snapshot: Snapshot, locate: Locate
+    share_ids: Iterable[str],
+    snapshot: Snapshot,
+    shares: int,
+    locate: Locate,
+    also: Collection[Health] = (),
 ) -> Mapping[str, Device]:
     """The devices of these IDs, all of which may be handed to a container now.
+
+    Args:
+        share_ids: As the kubelet has them.
+        snapshot: The latest.
+        shares: How often each device is offered.
+        locate: Which resource an ID belongs to.
+        also: States besides ready that will do.
 
     Raises:
         AllocationError: as ``allocate`` does, for the first that may not.
     """
     found = {}
-    for device_id in device_ids:
+    for share_id in share_ids:
+        device_id = device_of(share_id, shares)
         device = snapshot.by_id.get(device_id)
         if device is None:
-            if other := locate(device_id):
-                raise _invalid(f"{device_id} belongs to {other}, not to {snapshot.resource}")
+            if other := locate(share_id):
+                raise _invalid(f"{share_id} belongs to {other}, not to {snapshot.resource}")
             raise AllocationError(
                 grpc.StatusCode.NOT_FOUND,
-                f"{device_id} is not known to {snapshot.resource}: it was not seen since the plugin"
+                f"{share_id} is not known to {snapshot.resource}: it was not seen since the plugin"
                 " started, or was unplugged so long ago that it was forgotten",
             )
-        if not device.health.is_usable:
+        if not device.health.is_usable and device.health not in also:
             raise AllocationError(
                 grpc.StatusCode.FAILED_PRECONDITION,
-                f"{device_id} is {device.health.value}: {device.reason}",
+                f"{share_id} is {device.health.value}: {device.reason}",
             )
         found[device_id] = device
     return found
 
 
 def prefer(
-    request: v1beta1.ContainerPreferredAllocationRequest, snapshot: Snapshot
+    request: v1beta1.ContainerPreferredAllocationRequest, snapshot: Snapshot, shares: int
 ) -> v1beta1.ContainerPreferredAllocationResponse:
-    """Choose: what must be included, then one USB hub, then one NUMA node, then longest ready."""
+    """Choose: what must be included, then one USB hub, then one NUMA node, then longest ready.
+
+    Shared devices are spread: one that fewer containers have comes first.
+    """
     chosen = list(dict.fromkeys(request.must_include_deviceIDs))
-    free = [device_id for device_id in request.available_deviceIDs if device_id not in chosen]
+    free = [share_id for share_id in request.available_deviceIDs if share_id not in chosen]
+    left = Counter(device_of(share_id, shares) for share_id in free)
     while free and len(chosen) < request.allocation_size:
-        best = min(free, key=lambda device_id: _rank(device_id, chosen, snapshot))
+        others = [device_of(share_id, shares) for share_id in chosen]
+
+        def rank(share_id: str, others: list[str] = others) -> tuple[float, ...]:
+            device_id = device_of(share_id, shares)
+            return (others.count(device_id), -left[device_id], *_rank(device_id, others, snapshot))
+
+        best = min(free, key=rank)
         free.remove(best)
         chosen.append(best)
     return v1beta1.ContainerPreferredAllocationResponse(deviceIDs=chosen)
@@ -118,9 +153,9 @@ def prefer(
 def _rank(device_id: str, chosen: Sequence[str], snapshot: Snapshot) -> tuple[float, ...]:
     """Less is better."""
     device = snapshot.by_id.get(device_id)
-    if device is None:
+    if device is None or not device.ports:
         return (1, 0, 0, 0)
-    others = [other for other in map(snapshot.by_id.get, chosen) if other is not None]
+    others = [o for o in map(snapshot.by_id.get, chosen) if o is not None and o.ports]
     near = sum(_hub(device) == _hub(other) for other in others)
     same_node = sum(_numa_node(device) == _numa_node(other) for other in others)
     return (0, -near, -same_node, device.since)
@@ -155,7 +190,10 @@ def _container_response(
                         " {name} in it"
                     )
                 taken[container_path] = port
-                _add_node(response, container_path, host_path(device, port), port, handover)
+                if not handover.cdi:
+                    _add_node(response, container_path, host_path(device, port), port, handover)
+        if handover.cdi:
+            response.cdi_devices.add(name=qualified_name(handover.resource, device.id))
     prefix = re.sub(r"[^A-Z0-9]", "_", handover.resource.upper())
     response.envs[f"{prefix}_DEVICES"] = ",".join(main_paths)
     response.envs[f"{prefix}_IDS"] = ",".join(device.id for device in devices)

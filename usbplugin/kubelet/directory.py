@@ -11,13 +11,13 @@ import logging
 import secrets
 import socket
 import stat
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from usbplugin.errors import KubeletError
 from usbplugin.telemetry.logs import fields
-from usbplugin.watch import DirectoryWatch
+from usbplugin.watch import follow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,13 +25,16 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-DEFAULT_DIRECTORY = "/var/lib/kubelet/device-plugins"
+CHANNEL_OPTIONS = (
+    # gRPC's C core derives an odd authority from a Unix socket's path, which Go servers refuse.
+    ("grpc.default_authority", "localhost"),
+    # A shared subchannel would carry an old kubelet's back-off over to the new one.
+    ("grpc.use_local_subchannel_pool", 1),
+)
 
 _KUBELET_SOCKET = "kubelet.sock"
 _LONGEST_SOCKET_PATH = 107
 """sun_path holds 108 bytes with its final NUL (unix(7))."""
-_CHECK_INTERVAL = 10.0
-_BLIND_CHECK_INTERVAL = 1.0
 
 
 class Incarnation(NamedTuple):
@@ -91,23 +94,8 @@ class PluginDirectory:
 
     async def watch(self, on_change: Callable[[], None]) -> None:
         """Call ``on_change`` in this event loop whenever a look at the directory is due."""
-        loop = asyncio.get_running_loop()
-        changed = asyncio.Event()
-
-        def wake() -> None:
-            loop.call_soon_threadsafe(changed.set)
-
-        watch = DirectoryWatch(self.path, wake)
-        try:
-            while True:
-                changed.clear()
-                live = watch.refresh()
-                on_change()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_CHECK_INTERVAL if live else _BLIND_CHECK_INTERVAL):
-                        await changed.wait()
-        finally:
-            watch.stop()
+        async for _ in follow(self.path, asyncio.Event()):
+            on_change()
 
 
 def unix_target(path: Path) -> str:

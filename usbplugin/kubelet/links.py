@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-DEFAULT_DIRECTORY = "/run/usbplugin"
-
 _TEMPORARY = ".new-"
 
 

@@ -7,30 +7,44 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+import grpc
 
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
 from usbplugin.errors import AllocationError
+from usbplugin.inventory import Health
 from usbplugin.kubelet.allocation import Handover, allocate, prefer, usable_devices
+from usbplugin.kubelet.shares import share_ids
 from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
-    import grpc
-
+    from usbplugin.discovery import Port
     from usbplugin.inventory import Device, Snapshot
-    from usbplugin.kubelet.allocation import HostPath, Locate
 
 _log = logging.getLogger(__name__)
 
 HEALTHY = "Healthy"
 UNHEALTHY = "Unhealthy"
 
-OPTIONS = v1beta1.DevicePluginOptions(
-    pre_start_required=True, get_preferred_allocation_available=True
-)
+
+class Custody(Protocol):
+    """What a plugin asks of the rest of the program, which keeps what containers are given."""
+
+    def host_path(self, device: Device, port: Port) -> str:
+        """Where on the host a port's node is found."""
+
+    def locate(self, device_id: str) -> str | None:
+        """The resource that knows a device ID."""
+
+    def hand_over(self, device: Device, paths: Mapping[str, str] | None) -> None:
+        """A container gets the device: by slot, the path it is given; None: as it was given."""
+
+    def start_problem(self, device: Device) -> str:
+        """Why a container that holds the device must not start now; empty if it may."""
 
 
 class DevicePlugin(rpc.DevicePluginServicer):
@@ -40,8 +54,7 @@ class DevicePlugin(rpc.DevicePluginServicer):
         self,
         handover: Handover,
         snapshot: Snapshot,
-        host_path: HostPath,
-        locate: Locate,
+        custody: Custody,
         on_stream: Callable[[], None],
     ) -> None:
         """Serve ``snapshot`` until the next is published.
@@ -49,20 +62,25 @@ class DevicePlugin(rpc.DevicePluginServicer):
         Args:
             handover: How the resource's devices appear in containers.
             snapshot: The latest.
-            host_path: Where a port's node is found on the host.
-            locate: Which resource knows a device ID.
+            custody: Keeps what containers are given.
             on_stream: Called whenever a ListAndWatch stream opens or ends.
         """
         self._handover = handover
         self._snapshot = snapshot
-        self._message = list_message(snapshot)
-        self._host_path = host_path
-        self._locate = locate
+        self._message = list_message(snapshot, handover.shares)
+        self._custody = custody
         self._on_stream = on_stream
         self._streams = 0
         self._opened = 0
         self._closed = False
         self._changed = asyncio.Event()
+
+    @property
+    def options(self) -> v1beta1.DevicePluginOptions:
+        """What the kubelet is to ask of us."""
+        return v1beta1.DevicePluginOptions(
+            pre_start_required=self._handover.pre_start, get_preferred_allocation_available=True
+        )
 
     @property
     def streams(self) -> int:
@@ -77,7 +95,7 @@ class DevicePlugin(rpc.DevicePluginServicer):
     def publish(self, snapshot: Snapshot) -> None:
         """Send ``snapshot`` on all streams, unless a newer one comes before they get to it."""
         self._snapshot = snapshot
-        message = list_message(snapshot)
+        message = list_message(snapshot, self._handover.shares)
         if message != self._message:  # what changed may be nothing that the kubelet is told
             self._message = message
             self._wake()
@@ -95,7 +113,7 @@ class DevicePlugin(rpc.DevicePluginServicer):
         self, request: v1beta1.Empty, context: grpc.aio.ServicerContext[object, object]
     ) -> v1beta1.DevicePluginOptions:
         del request, context
-        return OPTIONS
+        return self.options
 
     async def ListAndWatch(  # noqa: N802, D102
         self, request: v1beta1.Empty, context: grpc.aio.ServicerContext[object, object]
@@ -124,7 +142,8 @@ class DevicePlugin(rpc.DevicePluginServicer):
         del context
         return v1beta1.PreferredAllocationResponse(
             container_responses=[
-                prefer(container, self._snapshot) for container in request.container_requests
+                prefer(container, self._snapshot, self._handover.shares)
+                for container in request.container_requests
             ]
         )
 
@@ -133,14 +152,26 @@ class DevicePlugin(rpc.DevicePluginServicer):
     ) -> v1beta1.AllocateResponse:
         ids = [list(container.devices_ids) for container in request.container_requests]
         try:
-            response = allocate(
-                request, self._snapshot, self._handover, self._host_path, self._locate
+            response, devices = allocate(
+                request,
+                self._snapshot,
+                self._handover,
+                self._custody.host_path,
+                self._custody.locate,
             )
         except AllocationError as error:
             await self._refuse("allocation refused", ids, error, context)
+        for device in devices:
+            self._custody.hand_over(
+                device, {port.slot: self._host_path(device, port) for port in device.ports}
+            )
         # The answer first, then the log.
         asyncio.get_running_loop().call_soon(self._log_allocation, ids)
         return response
+
+    def _host_path(self, device: Device, port: Port) -> str:
+        # CDI follows no links: the spec names the node.
+        return port.node if self._handover.cdi else self._custody.host_path(device, port)
 
     def _log_allocation(self, ids: list[list[str]]) -> None:
         _log.info("allocated", extra=fields(resource=self._handover.resource, devices=ids))
@@ -151,10 +182,30 @@ class DevicePlugin(rpc.DevicePluginServicer):
         context: grpc.aio.ServicerContext[object, object],
     ) -> v1beta1.PreStartContainerResponse:
         try:
-            usable_devices(request.devices_ids, self._snapshot, self._locate)
+            devices = self._startable(request.devices_ids)
         except AllocationError as error:
             await self._refuse("container start refused", request.devices_ids, error, context)
+        for device in devices:
+            self._custody.hand_over(device, None)
         return v1beta1.PreStartContainerResponse()
+
+    def _startable(self, device_ids: Iterable[str]) -> Iterable[Device]:
+        """The devices, if a container that holds them may start.
+
+        Raises:
+            AllocationError: one is away, or the container would open another one.
+        """
+        devices = usable_devices(
+            device_ids,
+            self._snapshot,
+            self._handover.shares,
+            self._custody.locate,
+            also=(Health.DISPLACED,),  # that is what a restart mends
+        ).values()
+        for device in devices:
+            if problem := self._custody.start_problem(device):
+                raise AllocationError(grpc.StatusCode.FAILED_PRECONDITION, problem)
+        return devices
 
     async def _refuse(
         self,
@@ -175,17 +226,19 @@ class DevicePlugin(rpc.DevicePluginServicer):
         await context.abort(error.status, str(error))
 
 
-def list_message(snapshot: Snapshot) -> v1beta1.ListAndWatchResponse:
+def list_message(snapshot: Snapshot, shares: int = 1) -> v1beta1.ListAndWatchResponse:
     """The whole list of devices, as the kubelet is to see it."""
-    return v1beta1.ListAndWatchResponse(devices=[_device(device) for device in snapshot.devices])
-
-
-def _device(device: Device) -> v1beta1.Device:
-    nodes = {port.numa_node for port in device.ports if port.numa_node is not None}
-    return v1beta1.Device(
-        ID=device.id,
-        health=HEALTHY if device.health.is_usable else UNHEALTHY,
-        topology=v1beta1.TopologyInfo(nodes=[v1beta1.NUMANode(ID=node) for node in sorted(nodes)])
-        if nodes
-        else None,
+    return v1beta1.ListAndWatchResponse(
+        devices=[
+            v1beta1.Device(ID=share_id, health=health, topology=topology)
+            for device in snapshot.devices
+            for health, topology in [_state(device)]
+            for share_id in share_ids(device.id, shares)
+        ]
     )
+
+
+def _state(device: Device) -> tuple[str, v1beta1.TopologyInfo | None]:
+    nodes = {port.numa_node for port in device.ports if port.numa_node is not None}
+    topology = v1beta1.TopologyInfo(nodes=[v1beta1.NUMANode(ID=node) for node in sorted(nodes)])
+    return HEALTHY if device.health.is_usable else UNHEALTHY, topology if nodes else None

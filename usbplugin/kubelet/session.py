@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
 from usbplugin.errors import KubeletError
 from usbplugin.kubelet.directory import unix_target
-from usbplugin.kubelet.plugin import OPTIONS, DevicePlugin
+from usbplugin.kubelet.plugin import DevicePlugin
 from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
@@ -28,15 +27,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from usbplugin.inventory import Snapshot
-    from usbplugin.kubelet.allocation import Handover, HostPath, Locate
-    from usbplugin.kubelet.directory import Incarnation, PluginDirectory
+    from usbplugin.kubelet.allocation import Handover
+    from usbplugin.kubelet.directory import Incarnation
+    from usbplugin.kubelet.plugin import Custody
+    from usbplugin.kubelet.registration import Registrar
 
 _log = logging.getLogger(__name__)
 
-API_VERSION = "v1beta1"
-
-REGISTER_TIMEOUT = 15.0
-"""The kubelet dials back for up to 10 s before it answers."""
 STREAM_TIMEOUT = 10.0
 """The kubelet opens its stream right after Register, or never: at first we wait a tenth of this."""
 _STABLE_AFTER = 10.0
@@ -63,9 +60,8 @@ class Session:
         self,
         handover: Handover,
         snapshot: Snapshot,
-        directory: PluginDirectory,
-        host_path: HostPath,
-        locate: Locate,
+        registrar: Registrar,
+        custody: Custody,
         stream_timeout: float = STREAM_TIMEOUT,
     ) -> None:
         """Prepare; ``run`` does the work.
@@ -73,17 +69,16 @@ class Session:
         Args:
             handover: How the resource's devices appear in containers.
             snapshot: What to stream first.
-            directory: Where the kubelet is.
-            host_path: Where a port's node is found on the host.
-            locate: Which resource knows a device ID.
+            registrar: How the kubelet comes to know of us.
+            custody: Keeps what containers are given.
             stream_timeout: Seconds within which the kubelet has to open its stream.
         """
         self.resource = handover.resource
         self._handover = handover
         self._snapshot = snapshot
-        self._directory = directory
-        self._host_path = host_path
-        self._locate = locate
+        self._registrar = registrar
+        self._directory = registrar.directory
+        self._custody = custody
         self._stream_timeout = stream_timeout
         self._plugin: DevicePlugin | None = None
         self._wake = asyncio.Event()
@@ -136,7 +131,7 @@ class Session:
         said = False
         while not self._closing:
             self._wake.clear()
-            if kubelet := self._directory.kubelet():
+            if kubelet := self._registrar.kubelet():
                 return kubelet
             self._state = State.WAITING
             if not said:
@@ -153,7 +148,7 @@ class Session:
         path = self._directory.new_socket(self.resource)
         async with self._serving(path) as plugin:
             self._state = State.REGISTERING
-            await self._register(path)
+            await self._registrar.register(self.resource, path, plugin.options)
             loop = asyncio.get_running_loop()
             registered = loop.time()
             # A kubelet that hung up on us while it saw an old instance go says nothing: find out
@@ -165,7 +160,7 @@ class Session:
             self._state = State.REGISTERED
             while not self._closing:
                 self._wake.clear()
-                if self._directory.kubelet() != kubelet:
+                if self._registrar.kubelet() != kubelet:
                     self._failures = 0
                     return self._over("the kubelet has gone or was restarted")
                 if not path.exists():
@@ -192,11 +187,10 @@ class Session:
     @asynccontextmanager
     async def _serving(self, path: Path) -> AsyncIterator[DevicePlugin]:
         """A server on ``path``; on the way out its streams are ended first, then it stops."""
-        plugin = DevicePlugin(
-            self._handover, self._snapshot, self._host_path, self._locate, self._wake.set
-        )
+        plugin = DevicePlugin(self._handover, self._snapshot, self._custody, self._wake.set)
         server = grpc.aio.server()
         rpc.add_DevicePluginServicer_to_server(plugin, server)
+        self._registrar.add_services(server, self.resource, path)
         try:
             server.add_insecure_port(unix_target(path))
         except RuntimeError as error:
@@ -211,31 +205,11 @@ class Session:
             await server.stop(_STOP_GRACE)
             self._directory.remove_socket(path)
 
-    async def _register(self, path: Path) -> None:
-        request = v1beta1.RegisterRequest(
-            version=API_VERSION,
-            endpoint=path.name,
-            resource_name=self.resource,
-            options=OPTIONS,
-        )
-        target = unix_target(self._directory.kubelet_socket)
-        try:
-            async with grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS) as channel:
-                await rpc.RegistrationStub(channel).Register(request, timeout=REGISTER_TIMEOUT)
-        except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
-                raise KubeletError(
-                    f"the kubelet does not answer on {self._directory.kubelet_socket}"
-                ) from error
-            raise KubeletError(
-                f"the kubelet refused {self.resource}: {error.code().name}: {error.details()}"
-            ) from error
-
     async def _pause(self, delay: float, kubelet: Incarnation) -> None:
         """Wait, but no longer than this kubelet lives."""
         loop = asyncio.get_running_loop()
         end = loop.time() + delay
-        while not self._closing and self._directory.kubelet() == kubelet:
+        while not self._closing and self._registrar.kubelet() == kubelet:
             self._wake.clear()
             if (left := end - loop.time()) <= 0:
                 return
@@ -252,11 +226,3 @@ class Session:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
-
-
-_CHANNEL_OPTIONS = (
-    # gRPC's C core derives an odd authority from a Unix socket's path, which Go servers refuse.
-    ("grpc.default_authority", "localhost"),
-    # A shared subchannel would carry an old kubelet's back-off over to the new one.
-    ("grpc.use_local_subchannel_pool", 1),
-)

@@ -16,7 +16,7 @@ import msgspec
 
 from usbplugin.errors import VirtualTtyError
 from usbplugin.virtual.entries import CONTROL_SOCKET
-from usbplugin.virtual.ttys import VirtualPort  # noqa: TC001 -- msgspec resolves it at run time
+from usbplugin.virtual.ttys import VirtualPort
 
 if TYPE_CHECKING:
     from collections.abc import Callable

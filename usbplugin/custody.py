@@ -1,0 +1,206 @@
+"""The inventory and what hangs on it outside: links, CDI specs, memories. In the event loop only.
+
+An order is kept: what a path leads to is changed before the kubelet hears of a device, and what a
+container is given is remembered before the kubelet gets its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from usbplugin.discovery import AllPorts, DeviceNumber
+from usbplugin.inventory import HealthPolicy, Inventory, Update
+from usbplugin.kubelet.shares import device_of
+from usbplugin.telemetry.logs import fields
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from usbplugin.discovery import Fact, Port
+    from usbplugin.inventory import Change, Device, HandedOver, Holding, ResourceRule, Snapshot
+    from usbplugin.kubelet import CdiDirectory, Handover, LinkDirectory, MemoryStore
+
+_log = logging.getLogger(__name__)
+
+
+class Custody:
+    """Has the devices in its keeping."""
+
+    def __init__(
+        self,
+        rules: Sequence[ResourceRule],
+        handovers: Sequence[Handover],
+        policy: HealthPolicy,
+        links: LinkDirectory,
+        memories: MemoryStore,
+        cdi: CdiDirectory,
+        publish: Callable[[Snapshot], None],
+    ) -> None:
+        """Begin with what an earlier process remembered.
+
+        Args:
+            rules: What is selected; the first match wins.
+            handovers: How what is selected is handed over; one for each rule.
+            policy: How long things are remembered and waited for.
+            links: Stable paths to the nodes.
+            memories: What outlives this process.
+            cdi: The specs that container runtimes read.
+            publish: Takes each new snapshot.
+        """
+        self._links = links
+        self._memories = memories
+        self._cdi = cdi
+        self._publish_snapshot = publish
+        self._handovers = {handover.resource: handover for handover in handovers}
+        self._inventory = Inventory(rules, policy, memories.load(), time.monotonic())
+
+    @property
+    def deadline(self) -> float | None:
+        """When to call ``apply`` at the latest; ``time.monotonic`` seconds."""
+        return self._inventory.deadline
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """All devices of all resources."""
+        return tuple(device for name in self._handovers for device in self.snapshot(name).devices)
+
+    def snapshot(self, resource: str) -> Snapshot:
+        """The latest of a resource."""
+        return self._inventory.snapshot(resource)
+
+    def apply(self, facts: Iterable[Fact]) -> None:
+        """Take in what sources found."""
+        self._carry_out(self._inventory.apply(facts, time.monotonic()))
+
+    def hold(self, holdings: Iterable[Holding], asked_at: float) -> None:
+        """Take in who holds what, by the kubelet's word."""
+        devices = [
+            replace(h, device_id=device_of(h.device_id, self._handovers[h.resource].shares))
+            for h in holdings
+            if h.resource in self._handovers
+        ]
+        self._carry_out(self._inventory.hold(devices, asked_at, time.monotonic()))
+
+    def clean_up(self) -> None:
+        """Remove what earlier runs left of devices that are not known any longer."""
+        self._links.keep_only({device.id for device in self.devices})
+
+    def reconfigure(
+        self, rules: Sequence[ResourceRule], handovers: Sequence[Handover], policy: HealthPolicy
+    ) -> None:
+        """Select and hand over by new rules, all that is known being kept."""
+        before = self._inventory
+        now = time.monotonic()
+        self._handovers = {handover.resource: handover for handover in handovers}
+        self._inventory = before.reconfigured(rules, policy, now)
+        update = self._inventory.apply(_everything(before.ports), now)
+        self._carry_out(update)
+        known = {device.id for device in self.devices}
+        for device_id in before.device_ids - known:
+            self._links.forget(device_id)
+
+    def release(self) -> None:
+        """On the way out: CDI specs of resources that nobody holds go, all else stays."""
+        for handover in self._handovers.values():
+            held = any(device.holders for device in self.snapshot(handover.resource).devices)
+            if handover.cdi and not held:
+                self._cdi.remove(handover.resource)
+
+    def host_path(self, device: Device, port: Port) -> str:
+        """Where on the host a port's node is found."""
+        return self._links.host_path(device, port)
+
+    def locate(self, device_id: str) -> str | None:
+        """The resource that knows a device ID."""
+        device = self._inventory.find(device_id)
+        return device.resource if device else None
+
+    def hand_over(self, device: Device, paths: Mapping[str, str] | None) -> None:
+        """A container gets the device: by slot, the path it is given; None: as it was given."""
+        if paths is None:
+            given = self._inventory.handed_over(device.id)
+            paths = {port.slot: self._path_given(device, port, given) for port in device.ports}
+        self._carry_out(self._inventory.hand_over(device.id, paths, time.monotonic()))
+
+    def start_problem(self, device: Device) -> str:
+        """Why a container that holds the device must not start now; empty if it may.
+
+        What the kubelet replays has to lead to this very device, and not to one that has taken
+        its place.
+        """
+        given = self._inventory.handed_over(device.id)
+        for port in device.ports:
+            path = self._path_given(device, port, given)
+            try:
+                found = DeviceNumber.of(os.stat(path).st_rdev)  # noqa: PTH116 -- a str
+            except OSError as error:
+                return (
+                    f"{path}, which the container was given for {device.id}, leads nowhere"
+                    f" ({error.strerror}), while the device is at {port.node}: delete the pod"
+                )
+            if found != port.number:
+                return (
+                    f"{path}, which the container was given for {device.id}, leads to device"
+                    f" {found}, while {device.id} is {port.number}: delete the pod"
+                )
+        return ""
+
+    def _path_given(self, device: Device, port: Port, given: Mapping[str, HandedOver]) -> str:
+        earlier = given.get(port.slot)
+        if earlier is not None and not self._handovers[device.resource].cdi:
+            return earlier.path
+        return self._links.host_path(device, port)
+
+    def _carry_out(self, update: Update) -> None:
+        for change in update.changes:
+            if change.after is None:
+                self._links.forget(change.device.id)
+            else:
+                self._links.update(change.device)
+        for snapshot in update.snapshots:
+            handover = self._handovers[snapshot.resource]
+            if handover.cdi:
+                self._cdi.write(snapshot, handover)
+            self._publish_snapshot(snapshot)
+        for memory in update.memories:
+            self._memories.save(memory)
+        if update.changes:
+            # The streams first, then the log.
+            asyncio.get_running_loop().call_soon(_log_changes, update.changes)
+
+
+def _everything(ports: Mapping[tuple[str, str], Port]) -> list[AllPorts]:
+    sources = {source for source, _ in ports}
+    return [
+        AllPorts(name, tuple(p for (source, _), p in ports.items() if source == name), "reload")
+        for name in sorted(sources)
+    ]
+
+
+def _log_changes(changes: Sequence[Change]) -> None:
+    for change in changes:
+        device = change.device
+        event = f"device {change.after.value}" if change.after else "device forgotten"
+        unusable = change.after is not None and not change.after.is_usable
+        level = logging.WARNING if unusable else logging.INFO
+        if change.before is change.after:
+            event, level = "device changed", logging.DEBUG
+        _log.log(
+            level,
+            event,
+            extra=fields(
+                device=device.id,
+                resource=device.resource,
+                nodes=device.nodes,
+                numbers=[str(port.number) for port in device.ports],
+                reason=device.reason,
+                before=change.before.value if change.before else "new",
+                holders=device.holders,
+                udevd=sorted({port.readiness.name.lower() for port in device.ports}),
+            ),
+        )

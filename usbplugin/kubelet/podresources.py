@@ -1,0 +1,62 @@
+"""Asks the kubelet who holds which device (PodResources API, v1). Reads, and decides nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import grpc
+
+from usbplugin.api import podresources_v1_pb2 as v1
+from usbplugin.api import podresources_v1_pb2_grpc as rpc
+from usbplugin.errors import KubeletError
+from usbplugin.inventory import Holding
+from usbplugin.kubelet.directory import CHANNEL_OPTIONS, unix_target
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_TIMEOUT = 5.0
+# The kubelet's own limit for this API: a node may run hundreds of pods.
+_LARGEST_ANSWER = 16 << 20
+
+
+class PodResources:
+    """The kubelet's answer to who holds what."""
+
+    def __init__(self, socket: Path) -> None:
+        """Use ``socket``, which need not exist yet."""
+        self._socket = socket
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a socket to ask on."""
+        return self._socket.is_socket()
+
+    async def list(self) -> tuple[Holding, ...]:
+        """Everything that containers of this node hold, of all resources.
+
+        Raises:
+            KubeletError: the kubelet does not answer, or refuses.
+        """
+        options = (*CHANNEL_OPTIONS, ("grpc.max_receive_message_length", _LARGEST_ANSWER))
+        try:
+            async with grpc.aio.insecure_channel(
+                unix_target(self._socket), options=options
+            ) as channel:
+                answer = await rpc.PodResourcesListerStub(channel).List(
+                    v1.ListPodResourcesRequest(), timeout=_TIMEOUT
+                )
+        except grpc.aio.AioRpcError as error:
+            raise KubeletError(
+                f"cannot ask {self._socket} who holds devices: {error.code().name}:"
+                f" {error.details()}"
+            ) from error
+        return tuple(
+            Holding(
+                devices.resource_name, device_id, f"{pod.namespace}/{pod.name}/{container.name}"
+            )
+            for pod in answer.pod_resources
+            for container in pod.containers
+            for devices in container.devices
+            for device_id in devices.device_ids
+        )

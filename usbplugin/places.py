@@ -1,0 +1,22 @@
+"""Where on a node things are, by default and as the flags say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Directories and sockets that usbplugin shares with the kubelet and the container runtime."""
+
+    kubelet_dir: Path = Path("/var/lib/kubelet/device-plugins")
+    """kubelet.sock, and the plugins' own sockets."""
+    registry_dir: Path = Path("/var/lib/kubelet/plugins_registry")
+    """Where the kubelet's plugin watcher looks for sockets."""
+    pod_resources: Path = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
+    """The socket on which the kubelet tells who holds what."""
+    link_dir: Path = Path("/run/usbplugin")
+    """Stable links to device nodes; the same path on the host."""
+    cdi_dir: Path = Path("/var/run/cdi")
+    """CDI specs, for the container runtime."""
