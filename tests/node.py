@@ -45,8 +45,12 @@ class Node(AbstractAsyncContextManager["Node"]):
             link_dir=self.link_dir,
             cdi_dir=root / "cdi",
         )
+        self.kubelet = EmbeddedKubelet(
+            self.kubelet_dir,
+            pod_resources=self.places.pod_resources,
+            registry=self.places.registry_dir,
+        )
         self.device_dir.mkdir()
-        self.kubelet = EmbeddedKubelet(self.kubelet_dir)
         self.bus = self._exits.enter_context(VirtualBus(self.device_dir))
 
     async def __aenter__(self) -> Self:

@@ -127,6 +127,10 @@ class Custody:
             paths = {port.slot: self._path_given(device, port, given) for port in device.ports}
         self._carry_out(self._inventory.hand_over(device.id, paths, time.monotonic()))
 
+    def container_ended(self, device_id: str) -> None:
+        """The container that has the device asked to be started anew, and may not yet."""
+        self._carry_out(self._inventory.container_ended(device_id, time.monotonic()))
+
     def start_problem(self, device: Device) -> str:
         """Why a container that holds the device must not start now; empty if it may.
 

@@ -72,6 +72,9 @@ class NodesOnly:
     def hand_over(self, device: Device, paths: Mapping[str, str] | None) -> None:
         pass
 
+    def container_ended(self, device_id: str) -> None:
+        pass
+
     def start_problem(self, device: Device) -> str:
         return ""
 

@@ -67,7 +67,8 @@ class Change:
 class HandedOver(msgspec.Struct, frozen=True):
     """What a container was given for one port."""
 
-    number: DeviceNumber
+    number: DeviceNumber | None
+    """None if no container runs with it: one that asked to be started has ended before."""
     path: str
     """Path on the host that the kubelet replays whenever the container is restarted."""
 

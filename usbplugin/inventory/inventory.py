@@ -144,6 +144,20 @@ class Inventory:
         self._dirty.add(device_id)
         return self._conclude(now)
 
+    def container_ended(self, device_id: str, now: float) -> Update:
+        """The container that has the device does not run, and so has none of its old numbers open.
+
+        What it was given is kept: it will be given the same when it starts.
+        """
+        record = self._records.get(device_id)
+        if record is None:
+            return Update()
+        record.handed_over = {
+            slot: HandedOver(None, given.path) for slot, given in record.handed_over.items()
+        }
+        self._dirty.add(device_id)
+        return self._conclude(now)
+
     def hold(self, holdings: Iterable[Holding], asked_at: float, now: float) -> Update:
         """These are all who hold a device, by the kubelet's word; it was asked at ``asked_at``."""
         self._asked_at = asked_at

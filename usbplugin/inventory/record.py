@@ -134,7 +134,7 @@ class Record:
         moved = [
             f"{port.node} is {port.number} now, its container has {given.number}"
             for slot, given in self.handed_over.items()
-            if (port := self.ports.get(slot)) and port.number != given.number
+            if (port := self.ports.get(slot)) and given.number not in (None, port.number)
         ]
         return f"{'; '.join(moved)}: restart the container" if moved else ""
 

@@ -43,6 +43,9 @@ class Custody(Protocol):
     def hand_over(self, device: Device, paths: Mapping[str, str] | None) -> None:
         """A container gets the device: by slot, the path it is given; None: as it was given."""
 
+    def container_ended(self, device_id: str) -> None:
+        """The container that has the device asked to be started anew, and may not yet."""
+
     def start_problem(self, device: Device) -> str:
         """Why a container that holds the device must not start now; empty if it may."""
 
@@ -184,6 +187,9 @@ class DevicePlugin(rpc.DevicePluginServicer):
         try:
             devices = self._startable(request.devices_ids)
         except AllocationError as error:
+            if self._handover.shares == 1:
+                for device_id in request.devices_ids:
+                    self._custody.container_ended(device_id)
             await self._refuse("container start refused", request.devices_ids, error, context)
         for device in devices:
             self._custody.hand_over(device, None)

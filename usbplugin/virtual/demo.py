@@ -90,7 +90,7 @@ class _Demo:
     def __init__(self, root: Path, teller: _Teller) -> None:
         self._root = root
         self._tell = teller
-        self._kubelet = EmbeddedKubelet(root / "kubelet")
+        self._kubelet = EmbeddedKubelet(root / "kubelet", pod_resources=root / "pod-resources")
         self._bus_directory = root / "dev"
 
     async def run(self, exits: AsyncExitStack, log: int | None) -> None:
@@ -110,6 +110,7 @@ class _Demo:
             *("--device-dir", str(self._bus_directory)),
             *("--kubelet-dir", str(self._root / "kubelet")),
             *("--link-dir", str(self._root / "links")),
+            *("--pod-resources", str(self._root / "pod-resources")),
         ]
         self._tell.say("$ usbplugin " + " ".join(command[3:]))
         began = time.monotonic()

@@ -19,9 +19,11 @@ import grpc
 
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
+from usbplugin.api import podresources_v1_pb2_grpc as podresources_rpc
 from usbplugin.virtual.containers import Container, DeviceManager, Holder
 from usbplugin.virtual.plugin_client import EmbeddedKubeletError, Resource, check_socket_path
 from usbplugin.virtual.registry import KubeletLog, PluginRegistry, Violation
+from usbplugin.virtual.services import PluginWatcher, PodResourcesService
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -37,6 +39,8 @@ class EmbeddedKubelet:
 
     Args:
         directory: made if it is missing.
+        pod_resources: a socket on which to serve the PodResources API, if given.
+        registry: a directory that the plugin watcher looks for plugins in, if given.
         dial_timeout: seconds a plugin has, within Register, to accept the connection back and to
             tell its options.
         pre_start_timeout: seconds a plugin has to answer PreStartContainer.
@@ -48,6 +52,8 @@ class EmbeddedKubelet:
         self,
         directory: Path,
         *,
+        pod_resources: Path | None = None,
+        registry: Path | None = None,
         dial_timeout: float = 10.0,
         pre_start_timeout: float = 30.0,
         grace_period: float = 300.0,
@@ -56,6 +62,9 @@ class EmbeddedKubelet:
         self.directory = directory.absolute()
         self.socket = self.directory / "kubelet.sock"
         self.log = KubeletLog(log_limit)
+        self._pod_resources = pod_resources
+        self._watcher = registry
+        self._watching: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._server: grpc.aio.Server | None = None
         self._manager = DeviceManager(self._notify, self._violation, pre_start_timeout)
@@ -81,6 +90,11 @@ class EmbeddedKubelet:
         _prepare(self.directory)
         server = grpc.aio.server()
         rpc.add_RegistrationServicer_to_server(_Registration(self._registry), server)
+        if self._pod_resources is not None:
+            self._pod_resources.parent.mkdir(parents=True, exist_ok=True)
+            service = PodResourcesService(lambda: self.holders)
+            podresources_rpc.add_PodResourcesListerServicer_to_server(service, server)
+            server.add_insecure_port(f"unix:{quote(str(self._pod_resources))}")
         # The server deletes the socket it was told to make when it stops; a kubelet's stays. So it
         # is told another name, which is then changed. A link, since renaming is no "create" event.
         async with AsyncExitStack() as if_it_fails:
@@ -92,6 +106,9 @@ class EmbeddedKubelet:
             if_it_fails.pop_all()
         self._server = server
         self._manager.running = True
+        if self._watcher is not None:
+            watcher = PluginWatcher(self._watcher, self._registry.register)
+            self._watching = asyncio.create_task(watcher.run())
         self._notify()
 
     async def stop(self) -> None:
@@ -107,6 +124,10 @@ class EmbeddedKubelet:
         if server is None:
             return
         self._manager.running = False
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait({self._watching})
+            self._watching = None
         await server.stop(None)
         try:
             await self._registry.close()

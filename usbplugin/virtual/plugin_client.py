@@ -147,7 +147,7 @@ class PluginClient:
         self.dialled = False
         """Whether the plugin has accepted the connection."""
         self._closed = False
-        self._socket = os.path.normpath(f"{directory}/{endpoint}")
+        self._socket = os.path.normpath(os.path.join(directory, endpoint))  # noqa: PTH118
         self._channel = grpc.aio.insecure_channel(f"unix:{quote(self._socket)}", _CHANNEL_OPTIONS)
         self._stub = rpc.DevicePluginStub(self._channel)
 

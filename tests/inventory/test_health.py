@@ -1,0 +1,375 @@
+"""Health with memory: retention and holders, flapping, displacement, groups, restarts."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from tests.support import all_ports, gone, present, usb_port
+from usbplugin.discovery import Port, Unit
+from usbplugin.inventory import (
+    Device,
+    Health,
+    HealthPolicy,
+    Holding,
+    Inventory,
+    Memory,
+    ResourceRule,
+    Selector,
+    Update,
+)
+
+if TYPE_CHECKING:
+    from usbplugin.discovery import Fact
+
+SERIAL = "usbplugin/serial"
+POLICY = HealthPolicy()
+A = "usb-0403:6001-A5069RR4-if00"
+POD = Holding(SERIAL, A, "default/gps/main")
+
+
+class Replay:
+    """An inventory with a clock that the test moves, and a disk."""
+
+    def __init__(self, rule: ResourceRule = ResourceRule(SERIAL)) -> None:  # noqa: B008 -- frozen
+        self.rule = rule
+        self.now = 100.0
+        self.disk: dict[str, Memory] = {}
+        self.inventory = Inventory([rule], POLICY)
+
+    def restart(self) -> None:
+        """A new process reads what the last one remembered."""
+        self.inventory = Inventory([self.rule], POLICY, self.disk.values(), self.now)
+
+    def __call__(self, *facts: Fact) -> dict[str, Health]:
+        return self._done(self.inventory.apply(facts, self.now))
+
+    def wait(self, seconds: float) -> dict[str, Health]:
+        self.now += seconds
+        return self()
+
+    def hand_over(self, device_id: str = A) -> None:
+        device = self.device(device_id)
+        paths = {port.slot: f"/run/usbplugin/{device_id}/{port.slot}" for port in device.ports}
+        self._done(self.inventory.hand_over(device_id, paths, self.now))
+
+    def hold(self, *holdings: Holding) -> dict[str, Health]:
+        return self._done(self.inventory.hold(holdings, self.now, self.now))
+
+    def device(self, device_id: str = A) -> Device:
+        device = self.inventory.find(device_id)
+        assert device is not None
+        return device
+
+    def _done(self, update: Update) -> dict[str, Health]:
+        for memory in update.memories:
+            self.disk[memory.id] = memory
+        for change in update.changes:
+            if change.after is None:
+                self.disk.pop(change.device.id, None)
+        return {d.id: d.health for d in self.inventory.snapshot(SERIAL).devices}
+
+
+def test_a_held_device_stays_listed_beyond_its_retention() -> None:
+    replay = Replay()
+    replay(present(usb_port()))
+    replay.hold(POD)
+    replay(gone(usb_port()))
+    assert replay.wait(10 * POLICY.retention) == {A: Health.UNPLUGGED}
+    assert replay.device().holders == ("default/gps/main",)
+    assert replay.hold() == {}
+
+
+def test_a_holder_alone_makes_a_device_known() -> None:
+    replay = Replay()
+    assert replay.hold(POD) == {A: Health.UNPLUGGED}
+    assert replay.device().reason == "held, but not seen since the plugin started"
+    assert replay(present(usb_port())) == {A: Health.READY}
+
+
+def test_holders_of_other_resources_are_none_of_ours() -> None:
+    assert Replay().hold(Holding("vendor.com/gpu", "gpu0", "default/x/y")) == {}
+
+
+def test_five_departures_in_a_minute_are_flapping() -> None:
+    replay = Replay()
+    for _ in range(POLICY.flaps - 1):
+        replay(present(usb_port()))
+        replay.now += 1
+        replay(gone(usb_port()))
+        replay.now += 1
+    assert replay(present(usb_port())) == {A: Health.READY}
+    replay(gone(usb_port()))
+    assert replay(present(usb_port())) == {A: Health.FLAPPING}
+    assert "came and went 5 times" in replay.device().reason
+    assert replay.inventory.deadline == replay.now + POLICY.flap_quiet
+    assert replay.wait(POLICY.flap_quiet - 1) == {A: Health.FLAPPING}
+    assert replay.wait(1) == {A: Health.READY}
+    assert replay.inventory.deadline is None
+
+
+def test_flapping_ends_only_after_quiet() -> None:
+    replay = Replay()
+    for _ in range(POLICY.flaps):
+        replay(present(usb_port()))
+        replay(gone(usb_port()))
+    replay(present(usb_port()))
+    replay.wait(POLICY.flap_quiet - 1)
+    replay(gone(usb_port()), present(usb_port()))
+    assert replay.wait(2) == {A: Health.FLAPPING}
+    assert replay.wait(POLICY.flap_quiet) == {A: Health.READY}
+
+
+def test_slow_departures_are_not_flapping() -> None:
+    replay = Replay()
+    for _ in range(20):
+        replay(present(usb_port()))
+        replay.wait(POLICY.flap_window / 2)
+        replay(gone(usb_port()))
+    assert replay(present(usb_port())) == {A: Health.READY}
+
+
+def moved() -> Port:
+    return usb_port("ttyUSB3")
+
+
+def displaced() -> Replay:
+    replay = Replay()
+    replay(present(usb_port()))
+    replay.hand_over()
+    replay.hold(POD)
+    replay(gone(usb_port()))
+    replay(present(moved()))
+    return replay
+
+
+def test_a_held_device_under_other_numbers_is_displaced_until_its_container_starts_anew() -> None:
+    replay = displaced()
+    assert replay.device().health is Health.DISPLACED
+    assert replay.device().reason == (
+        "/dev/ttyUSB3 is 188:3 now, its container has 188:0: restart the container"
+    )
+    replay.hand_over()
+    assert replay() == {A: Health.READY}
+
+
+def test_a_displaced_device_that_nobody_holds_any_more_is_ready() -> None:
+    replay = displaced()
+    replay.now += 60
+    assert replay.hold() == {A: Health.READY}
+
+
+def test_a_displaced_device_that_gets_its_old_number_back_is_ready() -> None:
+    replay = displaced()
+    replay(gone(moved()))
+    assert replay(present(usb_port())) == {A: Health.READY}
+
+
+def test_right_after_allocate_the_kubelets_no_does_not_count_yet() -> None:
+    replay = Replay()
+    replay(present(usb_port()))
+    replay.hold()
+    replay.hand_over()
+    replay.now += 1
+    replay.hold()
+    replay(gone(usb_port()))
+    assert replay(present(moved())) == {A: Health.DISPLACED}
+    replay.now += POLICY.holder_grace
+    assert replay.hold() == {A: Health.READY}
+
+
+def test_without_a_kubelet_to_ask_nothing_is_displaced() -> None:
+    """For nobody would tell when the pod is gone, and the device would never be usable again."""
+    replay = Replay()
+    replay(present(usb_port()))
+    replay.hand_over()
+    replay(gone(usb_port()))
+    assert replay(present(moved())) == {A: Health.READY}
+
+
+def test_without_pre_start_nothing_is_displaced() -> None:
+    replay = Replay(ResourceRule(SERIAL, checks_starts=False))
+    replay(present(usb_port()))
+    replay.hand_over()
+    replay.hold(POD)
+    replay(gone(usb_port()))
+    assert replay(present(moved())) == {A: Health.READY}
+
+
+def test_a_container_that_had_ended_before_is_not_displaced() -> None:
+    replay = Replay()
+    replay(present(usb_port()))
+    replay.hand_over()
+    replay.hold(POD)
+    replay(gone(usb_port()))
+    replay.inventory.container_ended(A, replay.now)
+    assert replay(present(moved())) == {A: Health.READY}
+    assert replay.inventory.handed_over(A)["if00"].path == f"/run/usbplugin/{A}/if00"
+
+
+def test_the_swap() -> None:
+    """Two held devices come back under each other's numbers: both are displaced."""
+    one, other = usb_port("ttyUSB0", serial="ONE"), usb_port("ttyUSB1", serial="TWO", location="2")
+    ids = ["usb-0403:6001-ONE-if00", "usb-0403:6001-TWO-if00"]
+    replay = Replay()
+    replay(present(one), present(other))
+    for device_id in ids:
+        replay.hand_over(device_id)
+    replay.hold(*(Holding(SERIAL, device_id, f"default/{device_id}/main") for device_id in ids))
+    replay(gone(one), gone(other))
+    swapped = (
+        dataclasses.replace(one, name="ttyUSB1", node="/dev/ttyUSB1", number=other.number),
+        dataclasses.replace(other, name="ttyUSB0", node="/dev/ttyUSB0", number=one.number),
+    )
+    health = replay(*map(present, swapped))
+    assert health == dict.fromkeys(ids, Health.DISPLACED)
+    replay.hand_over(ids[0])
+    assert replay() == {ids[0]: Health.READY, ids[1]: Health.DISPLACED}
+
+
+def test_the_swap_is_seen_over_a_restart_of_the_plugin() -> None:
+    replay = Replay()
+    replay(present(usb_port()))
+    replay.hand_over()
+    replay.hold(POD)
+    replay.restart()
+    replay(all_ports(moved()))
+    assert replay.hold(POD) == {A: Health.DISPLACED}
+
+
+def test_an_unplugged_device_is_remembered_over_a_restart_of_the_plugin() -> None:
+    replay = Replay()
+    replay(present(usb_port()))
+    replay(gone(usb_port()))
+    replay.now += 60
+    replay.restart()
+    assert replay(all_ports()) == {A: Health.UNPLUGGED}
+    assert replay.wait(POLICY.retention - 60) == {}
+    assert replay.disk == {}
+
+
+def test_twins_keep_their_ids_over_a_restart_while_the_first_is_away() -> None:
+    one = usb_port("ttyUSB0", serial="SAME", location="1")
+    two = usb_port("ttyUSB1", serial="SAME", location="2")
+    replay = Replay()
+    replay(present(one))
+    replay(present(two))
+    before = replay()
+    replay(gone(one))
+    replay.restart()
+    replay(all_ports(two))
+    assert replay(present(one)) == before
+    assert replay.device("usb-0403:6001-SAME-if00").nodes == ("/dev/ttyUSB0",)
+
+
+MODEM_RULE = ResourceRule(SERIAL, unit=Unit.USB_DEVICE)
+MODEM = "usb-1e0e:9001-0123ABCD"
+PORTS = [
+    usb_port(
+        f"ttyUSB{number}",
+        serial="0123ABCD",
+        vendor_id="1e0e",
+        product_id="9001",
+        interface=number + 2,
+    )
+    for number in range(4)
+]
+
+
+def modem() -> Replay:
+    replay = Replay(MODEM_RULE)
+    replay(*map(present, PORTS))
+    replay.wait(POLICY.group_settle)
+    return replay
+
+
+def test_a_modem_is_one_device_once_its_ports_have_settled() -> None:
+    replay = Replay(MODEM_RULE)
+    for port in reversed(PORTS):
+        assert replay(present(port)) == {}
+        replay.now += 0.1
+    assert replay() == {}
+    assert replay.wait(POLICY.group_settle) == {MODEM: Health.READY}
+    assert replay.device(MODEM).nodes == tuple(f"/dev/ttyUSB{n}" for n in range(4))
+
+
+def test_a_modem_that_lacks_a_port_is_incomplete() -> None:
+    replay = modem()
+    assert replay(gone(PORTS[2])) == {MODEM: Health.INCOMPLETE}
+    assert "if04 (/dev/ttyUSB2) of its 4 ports are missing" in replay.device(MODEM).reason
+    assert replay(present(PORTS[2])) == {MODEM: Health.READY}
+
+
+def test_a_modem_that_returns_is_ready_when_all_its_ports_are() -> None:
+    replay = modem()
+    assert replay(*map(gone, PORTS)) == {MODEM: Health.UNPLUGGED}
+    for port in PORTS[:-1]:
+        assert replay(present(port)) == {MODEM: Health.INCOMPLETE}
+    assert replay(present(PORTS[-1])) == {MODEM: Health.READY}
+
+
+def test_a_modem_that_returns_with_fewer_ports_is_taken_as_it_is_in_time() -> None:
+    replay = modem()
+    replay(*map(gone, PORTS))
+    replay(*map(present, PORTS[:2]))
+    assert replay.wait(POLICY.group_patience - 1) == {MODEM: Health.INCOMPLETE}
+    assert replay.wait(1) == {MODEM: Health.READY}
+    assert len(replay.device(MODEM).ports) == 2
+
+
+def test_but_not_while_somebody_holds_it() -> None:
+    replay = modem()
+    replay.hold(Holding(SERIAL, MODEM, "default/modem/main"))
+    replay(*map(gone, PORTS))
+    replay(*map(present, PORTS[:2]))
+    assert replay.wait(10 * POLICY.group_patience) == {MODEM: Health.INCOMPLETE}
+
+
+def test_two_modems_of_one_serial_are_two_devices() -> None:
+    replay = modem()
+    copies = [
+        dataclasses.replace(
+            port,
+            name=f"ttyUSB{number + 4}",
+            number=usb_port(f"ttyUSB{number + 4}").number,
+            usb=port.usb and dataclasses.replace(port.usb, location="0000:00:14.0-9"),
+        )
+        for number, port in enumerate(PORTS)
+    ]
+    replay(*map(present, copies))
+    health = replay.wait(POLICY.group_settle)
+    assert health == {MODEM: Health.READY, "usb-1e0e:9001-at-0000:00:14.0-9": Health.READY}
+    assert {len(d.ports) for d in replay.inventory.snapshot(SERIAL).devices} == {4}
+
+
+def test_a_displaced_port_displaces_the_modem() -> None:
+    replay = modem()
+    replay.hand_over(MODEM)
+    replay.hold(Holding(SERIAL, MODEM, "default/modem/main"))
+    replay(gone(PORTS[3]))
+    far = dataclasses.replace(PORTS[3], name="ttyUSB9", number=usb_port("ttyUSB9").number)
+    assert replay(present(far)) == {MODEM: Health.DISPLACED}
+
+
+def test_new_rules_keep_what_is_known() -> None:
+    replay = Replay()
+    replay(present(usb_port("ttyUSB0")), present(usb_port("ttyUSB1", serial="B")))
+    replay(gone(usb_port("ttyUSB1", serial="B")))
+    zigbee = ResourceRule("usbplugin/zigbee", (Selector(serial="A50*"),))
+    successor = replay.inventory.reconfigured([zigbee, replay.rule], POLICY, replay.now)
+    successor.apply([all_ports(usb_port("ttyUSB0"))], replay.now)
+    assert {d.id: d.health for d in successor.snapshot("usbplugin/zigbee").devices} == {
+        A: Health.READY
+    }
+    assert {d.id: d.health for d in successor.snapshot(SERIAL).devices} == {
+        "usb-0403:6001-B-if00": Health.UNPLUGGED
+    }
+
+
+def test_rules_that_give_other_ids_leave_nothing_of_the_old_ones() -> None:
+    replay = Replay()
+    replay(present(usb_port()))
+    successor = replay.inventory.reconfigured([MODEM_RULE], POLICY, replay.now)
+    successor.apply([all_ports(usb_port())], replay.now)
+    successor.apply([], replay.now + POLICY.group_settle)
+    assert successor.device_ids == {"usb-0403:6001-A5069RR4"}
