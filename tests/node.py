@@ -21,7 +21,9 @@ from usbplugin.virtual.ttys import Descriptors, VirtualBus, VirtualPort
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from usbplugin.inventory import Device, Health
 
 SERIAL = "usbplugin/serial"
 
@@ -61,19 +63,51 @@ class Node(AbstractAsyncContextManager["Node"]):
     async def __aexit__(self, *_: object) -> None:
         await self._exits.aclose()
 
-    def plug(self, name: str, serial: str, **descriptors: str) -> VirtualPort:
-        return self.bus.plug(
-            name,
-            Descriptors(vendor_id="0403", product_id="6001", serial=serial, **descriptors),  # type: ignore[arg-type]
+    @staticmethod
+    def descriptors(serial: str, *, location: str = "", interface: int = 0) -> Descriptors:
+        return Descriptors(
+            vendor_id="0403",
+            product_id="6001",
+            serial=serial,
+            location=location,
+            interface=interface,
         )
+
+    def plug(self, name: str, serial: str) -> VirtualPort:
+        return self.bus.plug(name, self.descriptors(serial))
+
+    async def until_held(self, agent: Agent, device_id: str) -> None:
+        """Wait until the agent knows that a container holds the device."""
+        await self._until(agent, lambda device: bool(device.holders), device_id)
+
+    async def until_health(self, agent: Agent, device_id: str, health: Health) -> None:
+        """Wait until the agent finds the device in that state."""
+        await self._until(agent, lambda device: device.health is health, device_id)
+
+    async def _until(
+        self, agent: Agent, condition: Callable[[Device], bool], device_id: str
+    ) -> None:
+        async with asyncio.timeout(10):
+            while not any(
+                device.id == device_id and condition(device) for device in agent.custody.devices
+            ):
+                await agent.custody.changed()
 
     @asynccontextmanager
     async def agent(
-        self, config: Config = _PATIENT, device_dir: Path | None = None
+        self,
+        config: Config = _PATIENT,
+        device_dir: Path | None = None,
+        config_file: str | None = None,
     ) -> AsyncIterator[Agent]:
         """An agent in this event loop; it has to stop by itself when asked to."""
         stopping = asyncio.Event()
-        agent = Agent(config, [DirectorySource(device_dir or self.device_dir)], self.places)
+        agent = Agent(
+            config,
+            [DirectorySource(device_dir or self.device_dir)],
+            self.places,
+            Path(config_file) if config_file else None,
+        )
         running = asyncio.create_task(agent.run(stopping))
         try:
             yield agent

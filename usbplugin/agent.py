@@ -116,7 +116,6 @@ class Agent:
         )
         self._unheard = {source.name for source in self._sources}
         self._heard = asyncio.Event()
-        self._ask_holders = asyncio.Event()
         self._facts = FactQueue()
         self._stopping = asyncio.Event()
 
@@ -155,6 +154,8 @@ class Agent:
                     await self._close_sessions(list(self._sessions))
                     for task in helpers:
                         task.cancel()
+                    if self._pod_resources.is_there:
+                        await self._learn_holders()
                     self._custody.release()
             finally:
                 for source in self._sources:
@@ -229,22 +230,21 @@ class Agent:
     def _publish(self, snapshot: Snapshot) -> None:
         if known := self._sessions.get(snapshot.resource):
             known[0].publish(snapshot)
-        if not all(device.health.is_usable for device in snapshot.devices):
-            self._ask_holders.set()  # whether somebody holds it decides what becomes of it
 
     def _look(self) -> None:
         for session, _ in self._sessions.values():
             session.look()
 
     async def _watch_holders(self) -> None:
+        """Ask who holds what: now and then, and soon where it decides something."""
         while True:
-            await asyncio.sleep(_SHORTEST_HOLDER_INTERVAL)
+            soon = self._custody.awaits_holders
             with suppress(TimeoutError):
-                async with asyncio.timeout(_HOLDER_INTERVAL):
-                    await self._ask_holders.wait()
-            self._ask_holders.clear()
+                async with asyncio.timeout(_SHORTEST_HOLDER_INTERVAL if soon else _HOLDER_INTERVAL):
+                    await self._custody.changed()
             if self._pod_resources.is_there:
                 await self._learn_holders()
+            await asyncio.sleep(_SHORTEST_HOLDER_INTERVAL)  # a storm is asked about once
 
     async def _learn_holders(self) -> None:
         asked_at = time.monotonic()

@@ -56,6 +56,7 @@ class Custody:
         self._memories = memories
         self._cdi = cdi
         self._publish_snapshot = publish
+        self._changed = asyncio.Event()
         self._handovers = {handover.resource: handover for handover in handovers}
         self._inventory = Inventory(rules, policy, memories.load(), time.monotonic())
 
@@ -63,6 +64,15 @@ class Custody:
     def deadline(self) -> float | None:
         """When to call ``apply`` at the latest; ``time.monotonic`` seconds."""
         return self._inventory.deadline
+
+    @property
+    def awaits_holders(self) -> bool:
+        """Whether the kubelet should be asked soon who holds what."""
+        return self._inventory.awaits_holders
+
+    async def changed(self) -> None:
+        """Wait until a device changes, or is given to a container."""
+        await self._changed.wait()
 
     @property
     def devices(self) -> tuple[Device, ...]:
@@ -137,6 +147,7 @@ class Custody:
         What the kubelet replays has to lead to this very device, and not to one that has taken
         its place.
         """
+        self._links.update(device)  # whatever happened to them meanwhile
         given = self._inventory.handed_over(device.id)
         for port in device.ports:
             path = self._path_given(device, port, given)
@@ -173,6 +184,9 @@ class Custody:
             self._publish_snapshot(snapshot)
         for memory in update.memories:
             self._memories.save(memory)
+        if update.changes or update.memories:
+            self._changed.set()
+            self._changed = asyncio.Event()
         if update.changes:
             # The streams first, then the log.
             asyncio.get_running_loop().call_soon(_log_changes, update.changes)

@@ -170,7 +170,7 @@ def test_right_after_allocate_the_kubelets_no_does_not_count_yet() -> None:
     replay(present(usb_port()))
     replay.hold()
     replay.hand_over()
-    replay.now += 1
+    replay.now += POLICY.holder_grace / 2
     replay.hold()
     replay(gone(usb_port()))
     assert replay(present(moved())) == {A: Health.DISPLACED}

@@ -27,6 +27,11 @@ class Health(Enum):
         """Whether the device may be handed to a container now."""
         return self is Health.READY
 
+    @property
+    def is_there(self) -> bool:
+        """Whether its nodes can be opened now, by a container that holds it already."""
+        return self in {Health.READY, Health.FLAPPING, Health.DISPLACED}
+
 
 @dataclass(frozen=True, slots=True)
 class HealthPolicy:
@@ -43,5 +48,5 @@ class HealthPolicy:
     """A new device of several ports is complete when so long no further one has appeared."""
     group_patience: float = 10.0
     """A device nobody holds that came back with fewer ports is taken as it is after so long."""
-    holder_grace: float = 5.0
+    holder_grace: float = 2.0
     """The kubelet's word that nobody holds a device counts if asked so long after Allocate."""

@@ -111,6 +111,15 @@ class Inventory:
         return successor
 
     @property
+    def awaits_holders(self) -> bool:
+        """Whether the kubelet's next word on who holds what will decide something."""
+        return any(
+            (record.handed_over and not record.holders)
+            or (record.holders and record.health is not Health.READY)
+            for record in self._records.values()
+        )
+
+    @property
     def deadline(self) -> float | None:
         """When time alone will change something: call ``apply`` then, with no facts if need be."""
         wakes = [record.wake for record in self._records.values() if record.wake is not None]

@@ -42,17 +42,17 @@ class CdiDirectory:
         self._complained = False
 
     def write(self, snapshot: Snapshot, handover: Handover) -> None:
-        """Make the spec name those devices that can be used, and no others."""
-        usable = [device for device in snapshot.devices if device.health.is_usable]
+        """Make the spec name those devices that are there, and no others."""
+        present = [device for device in snapshot.devices if device.health.is_there]
         path = self._path(handover.resource)
         try:
-            if not usable:
+            if not present:
                 path.unlink(missing_ok=True)
                 return
             self._directory.mkdir(parents=True, exist_ok=True)
             # The runtime reads *.json and *.yaml only.
             temporary = path.with_suffix(_TEMPORARY)
-            temporary.write_bytes(msgspec.json.encode(spec(usable, handover)))
+            temporary.write_bytes(msgspec.json.encode(spec(present, handover)))
             temporary.replace(path)
         except OSError as error:
             if not self._complained:

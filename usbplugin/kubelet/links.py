@@ -42,11 +42,11 @@ class LinkDirectory:
         return str(link) if link in self._good else port.node
 
     def update(self, device: Device) -> None:
-        """Make the device's links lead to its nodes, or nowhere if it cannot be used."""
+        """Make the device's links lead to its nodes, or nowhere if it is away."""
         for port in device.ports:
             link = self._directory / device.id / port.slot
             try:
-                if device.health.is_usable:
+                if device.health.is_there:
                     _point(link, port.node)
                     self._good.add(link)
                 else:

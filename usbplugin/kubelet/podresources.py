@@ -15,7 +15,7 @@ from usbplugin.kubelet.directory import CHANNEL_OPTIONS, unix_target
 if TYPE_CHECKING:
     from pathlib import Path
 
-_TIMEOUT = 5.0
+_TIMEOUT = 2.0
 # The kubelet's own limit for this API: a node may run hundreds of pods.
 _LARGEST_ANSWER = 16 << 20
 
