@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types format bench protos lock clean
+.PHONY: help demo test hardware-test hardware-shell lint types format bench protos docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,14 @@ demo: .venv ## plug, allocate, unplug, replug: the main job in under 15 s, with 
 test: .venv ## all tests that need neither root nor hardware
 	$(BIN)/pytest
 
+hardware-test: .venv ## the tests on a real USB stack, in a virtual machine (QEMU; no KVM needed)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -p no:cacheprovider --collect-only tests/hardware > /dev/null
+	$(BIN)/python -m tests.hardware.vm --timeout 780 -- \
+	  python -m pytest -p no:cacheprovider --junitxml=results/hardware/junit.xml tests/hardware $(ARGS)
+
+hardware-shell: .venv ## a shell in that machine, to plug and unplug devices by hand (usbgadget)
+	@$(BIN)/python -m tests.hardware.vm --shell
+
 lint: .venv ## ruff, mypy --strict and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,6 +52,9 @@ bench: .venv ## measure, print a table, write results/bench.json
 
 protos: .venv ## regenerate usbplugin/api from protos/
 	$(BIN)/python protos/generate.py usbplugin/api
+
+docs: .venv ## regenerate what docs/ derives from the code
+	$(BIN)/python docs/generate.py
 
 lock: .venv ## compile requirements*.lock from pyproject.toml (UPGRADE=1 takes newer releases)
 	$(BIN)/uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --generate-hashes --python-version 3.11 \

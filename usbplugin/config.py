@@ -104,6 +104,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ca
     """``kubelet``: call Register. ``watcher``: be found by the kubelet's plugin watcher."""
     cdi: bool = False
     """Whether devices are handed over by CDI names in place of device nodes."""
+    node_features: bool = False
+    """Whether node labels are offered to Node Feature Discovery."""
 
     def rules(self) -> list[ResourceRule]:
         """What the inventory needs of the resources."""

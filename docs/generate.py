@@ -1,0 +1,182 @@
+"""Write what documentation can be derived from the configuration's types.
+
+Usage: ``python docs/generate.py [ROOT]``. Writes ``deploy/config.schema.json`` and the reference
+part of ``docs/configuration.md`` below ROOT (default: this checkout). A test compares.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import sys
+import textwrap
+from enum import Enum
+from pathlib import Path
+
+import msgspec
+
+from usbplugin.config import Config, Flapping, ResourceConfig
+from usbplugin.inventory import Selector
+
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- generated: make docs -->", "<!-- end of what is generated -->"
+SCHEMA = "deploy/config.schema.json"
+PAGE = "docs/configuration.md"
+
+SECTIONS = (
+    ("The file", Config),
+    ("`resources[]`", ResourceConfig),
+    ("`resources[].selectors[]`", Selector),
+    ("`flapping`", Flapping),
+)
+EXAMPLES = {
+    "nodes": '["/dev/ttyUSB*", "/dev/ttyXR*"]',
+    "resources": "see below",
+    "retention": "30m",
+    "flapping": "{times: 10}",
+    "registration": "watcher",
+    "cdi": "true",
+    "nodeFeatures": "true",
+    "name": "usbplugin/zigbee",
+    "selectors": '[{vendor: "10c4", product: "ea60"}]',
+    "unit": "usb-device",
+    "identity": "location",
+    "permissions": "r",
+    "containerPath": "/dev/zigbee",
+    "byIdLinks": "true",
+    "preStart": "false",
+    "shares": "3",
+    "vendor": '"0403"',
+    "product": '"60*"',
+    "serial": '"A5069RR4"',
+    "manufacturer": '"FTDI"',
+    "productName": '"*Zigbee*"',
+    "driver": "cp210x",
+    "interface": "2",
+    "location": '"0000:00:14.0-1.*"',
+    "node": "/dev/ttyACM*",
+    "times": "10",
+    "window": "2m",
+    "quiet": "1m",
+}
+
+
+def attribute_docs(struct: type[msgspec.Struct]) -> dict[str, str]:
+    """The string after each attribute of a class, by the attribute's name."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(struct))).body
+    assert isinstance(body, ast.ClassDef)
+    docs = {}
+    for attribute, text in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(attribute, ast.AnnAssign)
+            and isinstance(attribute.target, ast.Name)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+        ):
+            docs[attribute.target.id] = " ".join(str(text.value.value).split())
+    return docs
+
+
+def schema() -> str:
+    """The JSON Schema that editors can check a configuration with."""
+    document = msgspec.json.schema(Config)
+    document["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    document["title"] = "usbplugin configuration"
+    for _, struct in SECTIONS:
+        properties = document["$defs"][struct.__name__]["properties"]
+        for field in msgspec.structs.fields(struct):
+            properties[field.encode_name]["description"] = _plain(
+                attribute_docs(struct)[field.name]
+            )
+    return json.dumps(document, indent=2) + "\n"
+
+
+def reference() -> str:
+    """A table for each kind of mapping in the file."""
+    lines = []
+    for title, struct in SECTIONS:
+        docs = attribute_docs(struct)
+        lines += [
+            "",
+            f"### {title}",
+            "",
+            "| key | type | default | example | |",
+            "|---|---|---|---|---|",
+        ]
+        for field in msgspec.structs.fields(struct):
+            cells = (
+                f"`{field.encode_name}`",
+                _type(struct, field.encode_name),
+                _default(field.default),
+                f"`{EXAMPLES[field.encode_name]}`",
+                docs[field.name].replace("``", "`"),
+            )
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    return text.replace("``", "")
+
+
+def _type(struct: type[msgspec.Struct], key: str) -> str:
+    found = msgspec.json.schema(struct)["$defs"][struct.__name__]["properties"][key]
+    return _type_of(found, msgspec.json.schema(struct)["$defs"])
+
+
+def _type_of(found: dict[str, object], definitions: dict[str, dict[str, object]]) -> str:
+    match found:
+        case {"anyOf": list(options)}:
+            return " or ".join(_type_of(o, definitions) for o in options if o != {"type": "null"})
+        case {"$ref": str(reference)}:
+            target = definitions[reference.rpartition("/")[2]]
+            if isinstance(values := target.get("enum"), list):
+                return ", ".join(f"`{value}`" for value in sorted(values))
+            return "mapping"
+        case {"type": "array", "items": dict(items)}:
+            return f"list of {_type_of(items, definitions)}s"
+        case {"type": "string", "pattern": str(pattern)} if "ms" in pattern:
+            return "duration"
+        case {"type": "string", "pattern": str(pattern)}:
+            return f"`{pattern.strip('^$()')}`"
+        case {"type": "integer", "minimum": least, "maximum": most}:
+            return f"{least} to {most}"
+        case {"type": kind}:
+            return str(kind)
+    raise AssertionError(found)
+
+
+def _default(value: object) -> str:
+    if value is msgspec.NODEFAULT:
+        return "required"
+    if value is None or value == ():
+        return ""
+    if isinstance(value, Enum):
+        return f"`{value.value}`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, msgspec.Struct):
+        return ""
+    if isinstance(value, tuple):
+        if isinstance(value[0], msgspec.Struct):
+            return "`[{name: usbplugin/serial}]`"
+        return f"`{json.dumps(value)}`"
+    return f"`{value}`"
+
+
+def generate(root: Path, page: str) -> dict[Path, str]:
+    """What is to be written, by path, given the present text of the page."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return {
+        root / SCHEMA: schema(),
+        root / PAGE: f"{before}{BEGIN}\n{reference()}\n{END}{after}",
+    }
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT
+    for path, text in generate(target, (ROOT / PAGE).read_text()).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from usbplugin.config import parse
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_what_is_generated_is_current(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, ROOT / "docs/generate.py", tmp_path], check=True)
+    for path in ("deploy/config.schema.json", "docs/configuration.md"):
+        assert (tmp_path / path).read_text() == (ROOT / path).read_text(), "run make docs"
+
+
+def test_every_key_of_the_schema_is_described() -> None:
+    schema = json.loads((ROOT / "deploy/config.schema.json").read_text())
+    structs = [d for d in schema["$defs"].values() if d.get("type") == "object"]
+    assert all("description" in p for d in structs for p in d["properties"].values())
+    assert all(d["additionalProperties"] is False for d in structs)
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    return [
+        (path.name, block)
+        for path in PAGES
+        for block in re.findall(
+            rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL
+        )
+    ]
+
+
+def test_every_configuration_shown_is_valid() -> None:
+    shown = [
+        text
+        for _, text in blocks("yaml")
+        if isinstance(document := yaml.safe_load(text), dict)
+        and isinstance(document.get("resources"), list)
+    ]
+    assert len(shown) >= 2
+    for text in shown:
+        assert parse(text.encode()).warnings() == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if not re.match(r"[a-z]+:", target):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_make_target_shown_exists() -> None:
+    known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for name, text in blocks("sh"):
+        for target in re.findall(r"^make ([a-z-]+)", text, re.MULTILINE):
+            assert target in known, f"{name} shows make {target}"
