@@ -1,4 +1,4 @@
-"""A node in a temporary directory: a virtual bus, an embedded kubelet, and usbplugin on it."""
+"""A node in a temporary directory: an embedded kubelet, a virtual bus, and usbplugin on it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from usbplugin.discovery import Source
     from usbplugin.inventory import Device, Health
 
 SERIAL = "usbplugin/serial"
@@ -31,29 +32,26 @@ SERIAL = "usbplugin/serial"
 _PATIENT = Config(flapping=Flapping(times=60))
 
 
-class Node(AbstractAsyncContextManager["Node"]):
-    """The parts share short paths, since sockets cannot have long ones."""
+class BareNode(AbstractAsyncContextManager["BareNode"]):
+    """The kubelet's side. The parts share short paths, since sockets cannot have long ones."""
 
     def __init__(self) -> None:
         self._exits = AsyncExitStack()
-        root = Path(self._exits.enter_context(tempfile.TemporaryDirectory(prefix="up-")))
-        self.kubelet_dir = root / "kubelet"
-        self.device_dir = root / "dev"
-        self.link_dir = root / "links"
+        self.root = Path(self._exits.enter_context(tempfile.TemporaryDirectory(prefix="up-")))
         self.places = Places(
-            kubelet_dir=self.kubelet_dir,
-            registry_dir=root / "registry",
-            pod_resources=root / "pod-resources/kubelet.sock",
-            link_dir=self.link_dir,
-            cdi_dir=root / "cdi",
+            kubelet_dir=self.root / "kubelet",
+            registry_dir=self.root / "registry",
+            pod_resources=self.root / "pod-resources/kubelet.sock",
+            link_dir=self.root / "links",
+            cdi_dir=self.root / "cdi",
         )
+        self.kubelet_dir = self.places.kubelet_dir
+        self.link_dir = self.places.link_dir
         self.kubelet = EmbeddedKubelet(
             self.kubelet_dir,
             pod_resources=self.places.pod_resources,
             registry=self.places.registry_dir,
         )
-        self.device_dir.mkdir()
-        self.bus = self._exits.enter_context(VirtualBus(self.device_dir))
 
     async def __aenter__(self) -> Self:
         await self.kubelet.start()
@@ -62,6 +60,44 @@ class Node(AbstractAsyncContextManager["Node"]):
 
     async def __aexit__(self, *_: object) -> None:
         await self._exits.aclose()
+
+    def sockets(self) -> set[str]:
+        """Names of the plugin sockets in the kubelet's directory."""
+        return {path.name for path in self.kubelet_dir.glob("usbplugin-*.sock")}
+
+    def command(self, *flags: str) -> list[str]:
+        """How to run the real ``usbplugin serve`` on this node."""
+        return [
+            *(sys.executable, "-m", "usbplugin", "serve"),
+            *("--kubelet-dir", str(self.kubelet_dir), "--link-dir", str(self.link_dir)),
+            *("--cdi-dir", str(self.places.cdi_dir)),
+            *("--pod-resources", str(self.places.pod_resources)),
+            *("--registry-dir", str(self.places.registry_dir), *flags),
+        ]
+
+    @asynccontextmanager
+    async def run_agent(
+        self, sources: Sequence[Source], config: Config, config_file: Path | None = None
+    ) -> AsyncIterator[Agent]:
+        """An agent in this event loop; it has to stop by itself when asked to."""
+        stopping = asyncio.Event()
+        agent = Agent(config, sources, self.places, config_file)
+        running = asyncio.create_task(agent.run(stopping))
+        try:
+            yield agent
+        finally:
+            stopping.set()
+            await asyncio.wait_for(running, 10)
+
+
+class Node(BareNode):
+    """With virtual devices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.device_dir = self.root / "dev"
+        self.device_dir.mkdir()
+        self.bus = self._exits.enter_context(VirtualBus(self.device_dir))
 
     @staticmethod
     def descriptors(serial: str, *, location: str = "", interface: int = 0) -> Descriptors:
@@ -100,49 +136,32 @@ class Node(AbstractAsyncContextManager["Node"]):
         device_dir: Path | None = None,
         config_file: str | None = None,
     ) -> AsyncIterator[Agent]:
-        """An agent in this event loop; it has to stop by itself when asked to."""
-        stopping = asyncio.Event()
-        agent = Agent(
-            config,
+        """An agent that discovers the virtual devices."""
+        async with self.run_agent(
             [DirectorySource(device_dir or self.device_dir)],
-            self.places,
+            config,
             Path(config_file) if config_file else None,
-        )
-        running = asyncio.create_task(agent.run(stopping))
-        try:
+        ) as agent:
             yield agent
-        finally:
-            stopping.set()
-            await asyncio.wait_for(running, 10)
 
     @asynccontextmanager
     async def serve(self, *flags: str) -> AsyncIterator[Process]:
         """The real ``usbplugin serve`` as a process of its own."""
-        process = Process(self, flags)
+        process = Process(self.command("--no-udev", "--device-dir", str(self.device_dir), *flags))
         try:
             yield process
         finally:
             process.kill()
 
-    def sockets(self) -> set[str]:
-        """Names of the plugin sockets in the kubelet's directory."""
-        return {path.name for path in self.kubelet_dir.glob("usbplugin-*.sock")}
-
 
 class Process:
     """``usbplugin serve``, its log kept for the error message."""
 
-    def __init__(self, node: Node, flags: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str]) -> None:
         self._lines: list[str] = []
         self._logged = threading.Condition()
         self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "usbplugin", "serve", "--no-udev"),
-                *("--device-dir", str(node.device_dir), "--kubelet-dir", str(node.kubelet_dir)),
-                *("--link-dir", str(node.link_dir), "--cdi-dir", str(node.places.cdi_dir)),
-                *("--pod-resources", str(node.places.pod_resources)),
-                *("--registry-dir", str(node.places.registry_dir), *flags),
-            ],
+            command,
             stderr=subprocess.PIPE,
             text=True,
             env={k: v for k, v in os.environ.items() if not k.startswith("USBPLUGIN_")},

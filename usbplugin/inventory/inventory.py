@@ -62,10 +62,8 @@ class Inventory:
         self._published: dict[str, Device] = {}
         self._remembered: dict[str, Memory] = {}
         self._snapshots = {rule.name: Snapshot(rule.name) for rule in self._rules}
-        by_name = {rule.name: rule for rule in self._rules}
         for memory in memories:
-            if rule := by_name.get(memory.resource):
-                self._restore(memory, rule, now)
+            self._restore(memory, now)
 
     def snapshot(self, resource: str) -> Snapshot:
         """The latest snapshot of a resource.
@@ -100,10 +98,8 @@ class Inventory:
         """A new inventory with other rules, which knows what this one does but sees no port yet."""
         successor = Inventory(rules, policy)
         successor._asked_at = self._asked_at
-        by_name = {rule.name: rule for rule in rules}
         for record in self._records.values():
-            if rule := by_name.get(record.rule.name):
-                copy = successor._restore(record.memory(), rule, now)
+            if copy := successor._restore(record.memory(), now):
                 copy.holders, copy.departures = record.holders, record.departures
                 copy.handed_over_at = record.handed_over_at
                 # If the new rules give it another ID, nothing is left of this one.
@@ -272,7 +268,13 @@ class Inventory:
         }
         return any(descriptors(port, record.rule.unit) in claims for port in record.ports.values())
 
-    def _restore(self, memory: Memory, rule: ResourceRule, now: float) -> Record:
+    def _restore(self, memory: Memory, now: float) -> Record | None:
+        """Know a device again; None if it belongs to no resource any longer."""
+        matches = (rule for port in memory.ports if (rule := first_match(self._rules, port)))
+        same = (rule for rule in self._rules if rule.name == memory.resource)
+        rule = next(same, None) or next(matches, None)
+        if rule is None:
+            return None
         record = Record(
             memory.id,
             rule,
