@@ -12,10 +12,11 @@ import pytest
 from .events import Monitor
 from .gadget import UsbGadget
 from .qmp import QemuSerial, Qmp
+from .serve import HardwareNode
 from .udevd import Udevd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     GadgetFactory = Callable[..., UsbGadget]
     QemuSerialFactory = Callable[..., QemuSerial]
@@ -59,6 +60,13 @@ def qemu_serial() -> Iterator[QemuSerialFactory]:
             return made
 
         yield make
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[HardwareNode]:
+    """A kubelet, and a place for the plugin; it sees what ``gadget`` and ``qemu_serial`` plug in."""
+    async with HardwareNode() as node:
+        yield node
 
 
 @pytest.fixture

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.deploy.documents import supported_versions
+from tests.deploy.manifests import CHART, REMEDY, load, plugin, rendered
+from tests.deploy.tools import output, program
+from usbplugin import __version__
+
+
+@pytest.fixture(scope="module")
+def helm() -> str:
+    return program("helm", REMEDY)
+
+
+def test_lint(helm: str) -> None:
+    output(helm, "lint", "--strict", str(CHART))
+
+
+def test_the_chart_is_of_this_version() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text("utf-8"))
+    assert (chart["version"], chart["appVersion"]) == (__version__, __version__)
+    assert chart["kubeVersion"] == f">={supported_versions()[0]}.0-0"
+
+
+def test_the_schema_knows_every_value() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text("utf-8"))
+    values = yaml.safe_load((CHART / "values.yaml").read_text("utf-8"))
+
+    def check(value: Any, known: Any) -> None:  # noqa: ANN401 -- whatever YAML holds
+        if "$ref" in known:
+            known = schema["definitions"][known["$ref"].rpartition("/")[2]]
+        if known.get("additionalProperties") is False:
+            assert set(value) <= set(known["properties"])
+            for key in value:
+                check(value[key], known["properties"][key])
+
+    check(values, schema)
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("image.tgg=1", "tgg"),
+        ("podMonitor.enabled=true", "/http/enabled"),
+        ("log.level=loud", "/log/level"),
+        ("kubelet.devicePluginsDir=relative", "/kubelet/devicePluginsDir"),
+        ("image.digest=sha256:12", "/image/digest"),
+    ],
+)
+def test_the_schema_refuses(setting: str, complaint: str, helm: str) -> None:
+    done = subprocess.run(
+        [helm, "template", CHART, "--set", setting], capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert complaint in done.stderr
+
+
+def test_the_chart_and_the_base_make_the_same_pod() -> None:
+    chart, base = plugin(rendered("helm")), plugin(rendered("base"))
+    for spec in (chart, base):
+        (container,) = spec["containers"]
+        container["env"] = {each["name"]: each["value"] for each in container["env"]}
+        for volume in spec["volumes"]:
+            volume.get("configMap", {}).pop("name", None)
+    # The chart's defaults for the log are the program's own.
+    log = {"USBPLUGIN_LOG_LEVEL": "info", "USBPLUGIN_LOG_FORMAT": "text"}
+    base["containers"][0]["env"] |= log
+    assert chart == base
+
+
+def test_another_configuration_is_another_pod(helm: str) -> None:
+    def checksum(name: str) -> str:
+        text = output(helm, "template", str(CHART), "--set", f"config.resources[0].name={name}")
+        (daemon_set,) = (each for each in load(text) if each["kind"] == "DaemonSet")
+        return str(daemon_set["spec"]["template"]["metadata"]["annotations"]["checksum/config"])
+
+    assert checksum("a/b") != checksum("a/c")
+
+
+def test_the_notes_say_what_to_do_next(helm: str) -> None:
+    notes = output(helm, "install", "usbplugin", str(CHART), "--dry-run=client", "--namespace=usb")
+    notes = notes.partition("NOTES:")[2]
+    assert "kubectl label node NODE usbplugin/serial-capable=true" in notes
+    assert "usbplugin/serial: 1" in notes
+    assert "--namespace usb" in notes

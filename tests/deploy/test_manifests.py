@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from tests.deploy.documents import documented_host_paths, supported_versions
+from tests.deploy.manifests import (
+    DEPLOY,
+    TARGETS,
+    configuration,
+    containers,
+    host_paths,
+    load,
+    of_kind,
+    plugin,
+    pod_specs,
+    rendered,
+)
+from tests.deploy.tools import ROOT, module
+from usbplugin import __version__
+from usbplugin.config import parse
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILES = sorted(
+    path
+    for path in DEPLOY.rglob("*.yaml")
+    if "templates" not in path.parts  # Helm's are not YAML yet
+)
+# Not in the API server's own schemas.
+CUSTOM = ("monitoring.coreos.com/",)
+ALLOWED_VOLUMES = {"configMap", "emptyDir", "hostPath"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(DEPLOY)))
+def test_every_file_is_yaml(path: Path) -> None:
+    assert load(path.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_schemas_of_the_oldest_and_the_newest_kubernetes(target: str) -> None:
+    validate = module("kubernetes_validate").validate
+    for manifest in rendered(target):
+        if not manifest["apiVersion"].startswith(CUSTOM):
+            for version in supported_versions():
+                validate(manifest, version, strict=True)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_least_privilege(target: str) -> None:
+    specs = list(pod_specs(rendered(target)))
+    assert specs
+    for spec in specs:
+        assert not any(spec.get(key) for key in ("hostNetwork", "hostPID", "hostIPC"))
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in containers(spec):
+            context = container["securityContext"]
+            assert context["privileged"] is False
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["readOnlyRootFilesystem"] is True
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert not {"seccompProfile", "procMount", "runAsUser"} & context.keys()
+            assert set(container["resources"]["limits"]) == {"memory"}
+        kinds = {key for volume in spec["volumes"] for key in volume if key != "name"}
+        assert kinds <= ALLOWED_VOLUMES
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_nobody_gets_a_token_or_a_role(target: str) -> None:
+    for account in of_kind("ServiceAccount", rendered(target)):
+        assert account["automountServiceAccountToken"] is False
+    kinds = {manifest["kind"] for manifest in rendered(target)}
+    assert not {kind for kind in kinds if "Role" in kind or kind == "Secret"}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_host_paths_are_exactly_the_documented_ones(target: str) -> None:
+    assert host_paths(plugin(rendered(target))) == documented_host_paths(target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_dev_is_never_a_place_for_the_runtimes_own_file(target: str) -> None:
+    """With a host's /dev mounted read-only, a container with the default path does not start."""
+    for spec in pod_specs(rendered(target)):
+        for container in containers(spec):
+            assert not container["terminationMessagePath"].startswith("/dev/")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_one_node_at_a_time(target: str) -> None:
+    (daemon_set,) = (
+        each
+        for each in of_kind("DaemonSet", rendered(target))
+        if each["metadata"]["name"] == "usbplugin"
+    )
+    update = daemon_set["spec"]["updateStrategy"]
+    assert update == {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0},
+    }
+    assert plugin([daemon_set])["priorityClassName"] == "system-node-critical"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_configuration_is_one_that_the_plugin_takes(target: str) -> None:
+    config = parse(configuration(rendered(target)))
+    assert config.warnings() == []
+
+
+def test_the_commented_part_of_the_configuration_is_valid_too() -> None:
+    """What people uncomment has to work as well."""
+    lines = (DEPLOY / "kustomize" / "base" / "config.yaml").read_text("utf-8").splitlines()
+    first = lines.index("resources:")
+    text = "\n".join(
+        line.replace("  # ", "  ", 1) for line in lines[first:] if "No selectors" not in line
+    )
+    config = parse(text.encode())
+    assert [resource.name for resource in config.resources] == [
+        "usbplugin/zigbee",
+        "usbplugin/modem",
+        "usbplugin/serial",
+    ]
+    assert config.warnings() == []
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_all_speak_of_this_version(target: str) -> None:
+    images = {
+        container["image"] for spec in pod_specs(rendered(target)) for container in containers(spec)
+    }
+    assert images == {f"usbplugin:{__version__}"}
+
+
+def test_the_build_lock_agrees_with_the_development_lock() -> None:
+    def pins(path: str) -> set[str]:
+        lines = (ROOT / path).read_text("utf-8").splitlines()
+        return {line.split(" ")[0] for line in lines if "==" in line}
+
+    assert pins("deploy/image/requirements-build.lock") <= pins("requirements-dev.lock")
+
+
+def test_the_kind_cluster_is_told_apart_from_others() -> None:
+    cluster = yaml.safe_load((DEPLOY / "kind" / "cluster.yaml").read_text("utf-8"))
+    assert (cluster["kind"], cluster["name"]) == ("Cluster", "usbplugin")
