@@ -39,7 +39,7 @@ def locate(device_id: str) -> str | None:
 DEFAULT = Handover(SERIAL)
 
 
-def link(device: Device, port: Port) -> str:
+def link_to(device: Device, port: Port) -> str:
     return f"/run/usbplugin/{device.id}/{port.slot}"
 
 
@@ -47,7 +47,7 @@ def ask(*containers: list[str], handover: Handover = DEFAULT) -> v1beta1.Allocat
     request = v1beta1.AllocateRequest(
         container_requests=[v1beta1.ContainerAllocateRequest(devices_ids=ids) for ids in containers]
     )
-    return allocate(request, SNAPSHOT, handover, link, locate)[0]
+    return allocate(request, SNAPSHOT, handover, link_to, locate)[0]
 
 
 def refused(*containers: list[str], handover: Handover = DEFAULT) -> tuple[str, str]:
@@ -107,6 +107,20 @@ def test_by_id_names_where_asked() -> None:
         ("/dev/ttyUSB0", "/run/usbplugin/a/if00"),
         ("/dev/serial/by-id/usb-FTDI_x-if00-port0", "/run/usbplugin/a/if00"),
     ]
+
+
+@pytest.mark.parametrize(
+    "link",
+    ["/dev/serial/by-id/../../sda", "/dev/serial/by-id/a\nb", "/dev/serial/by-path/x", "/dev/sda"],
+)
+def test_a_link_that_udev_would_not_make_is_not_handed_over(link: str) -> None:
+    snapshot = Snapshot(SERIAL, (device("a", usb_port(links=(link,))),))
+    request = v1beta1.AllocateRequest(
+        container_requests=[v1beta1.ContainerAllocateRequest(devices_ids=["a"])]
+    )
+    handover = Handover(SERIAL, by_id_links=True)
+    response, _ = allocate(request, snapshot, handover, link_to, locate)
+    assert len(response.container_responses[0].devices) == 1
 
 
 def test_container_path_templates() -> None:

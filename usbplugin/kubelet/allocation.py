@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 DEFAULT_CONTAINER_PATH = "/dev/{name}"
 PLACEHOLDERS = ("name", "device", "port")
 
+# The characters that udev leaves in a name (udev(7), SYMLINK); its last part comes from the device.
+_BY_ID_LINK = re.compile(r"/dev/serial/by-id/[A-Za-z0-9#+.:=@_\\-]+")
+
 
 @dataclass(frozen=True, slots=True)
 class Handover:
@@ -181,7 +184,7 @@ def _container_response(
         for index, port in enumerate(device.ports):
             path = handover.container_path.format(name=port.name, device=position, port=index)
             main_paths.append(path)
-            by_id = [link for link in port.links if link.startswith("/dev/serial/by-id/")]
+            by_id = [link for link in port.links if _BY_ID_LINK.fullmatch(link)]
             for container_path in (path, *(by_id if handover.by_id_links else ())):
                 if other := taken.get(container_path):
                     raise _invalid(
