@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test hardware-test hardware-shell lint types format bench protos docs lock clean
+.PHONY: help demo test hardware-test hardware-shell image image-test kind-demo deploy-tools lint types format bench protos docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,18 @@ hardware-test: .venv ## the tests on a real USB stack, in a virtual machine (QEM
 
 hardware-shell: .venv ## a shell in that machine, to plug and unplug devices by hand (usbgadget)
 	@$(BIN)/python -m tests.hardware.vm --shell
+
+image: ## build the container image with docker, podman or buildah
+	deploy/image/build.sh $(IMAGE_FLAGS)
+
+image-test: .venv deploy-tools ## try the image, and as root the pods of the manifests
+	deploy/image/test.sh
+
+kind-demo: ## kind, virtual ttys, a pod, unplug, replug (needs docker, kind, kubectl)
+	deploy/kind/demo.sh
+
+deploy-tools: .venv ## real kubectl and helm, pinned by hash, for tests/deploy (Linux x86-64)
+	@test -x build/tools/helm || $(BIN)/python tests/deploy/fetch_tools.py
 
 lint: .venv ## ruff, mypy --strict and the import contracts
 	$(BIN)/ruff check .
@@ -62,6 +74,9 @@ lock: .venv ## compile requirements*.lock from pyproject.toml (UPGRADE=1 takes n
 	$(BIN)/uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --generate-hashes --python-version 3.11 \
 	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" pyproject.toml --group dev \
 	  --constraint requirements.lock --output-file requirements-dev.lock
+	echo 'hatchling>=1.27' | $(BIN)/uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --generate-hashes \
+	  --python-version 3.11 --no-emit-index-url --no-annotate --custom-compile-command "make lock" - \
+	  --constraint requirements-dev.lock --output-file deploy/image/requirements-build.lock
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) results build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

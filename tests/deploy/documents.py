@@ -12,9 +12,10 @@ _ROW = re.compile(r"\| `(/[^`]+)` \| `(/[^`]+)` \| (ro|rw) \| ([^|]+) \|")
 def documented_host_paths(target: str) -> set[tuple[str, str, str]]:
     """The table in docs/security.md, for one overlay (or the Helm variant that is like it)."""
     paths = {}
-    where = target.removeprefix("helm-")
+    name = target.removeprefix("helm-")
+    where = ("cdi", "nfd", "watcher") if name == "components" else (name,)
     for host, pod, access, when in _ROW.findall(security()):
-        if when.strip().lower() in ("always", where):
+        if when.strip().lower() in ("always", *where):
             paths[pod] = (host, pod, access)
     return set(paths.values())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -35,7 +36,7 @@ HELM_VARIANTS = {
         "seLinuxType=container_device_plugin_t",
     ),
 }
-TARGETS = ("base", *OVERLAYS, *HELM_VARIANTS)
+TARGETS = ("base", *OVERLAYS, "components", *HELM_VARIANTS)
 """All that people apply. A Helm variant stands for the overlay after its dash."""
 
 Manifest = dict[str, Any]
@@ -54,9 +55,12 @@ def rendered(target: str) -> list[Manifest]:
 def _render(target: str) -> list[Manifest]:
     if target in HELM_VARIANTS:
         return load(helm_template(*HELM_VARIANTS[target]))
-    folder = "base" if target == "base" else f"overlays/{target}"
-    kubectl = program("kubectl", REMEDY)
-    return load(output(kubectl, "kustomize", str(DEPLOY / "kustomize" / folder)))
+    folders = {
+        "base": DEPLOY / "kustomize" / "base",
+        "components": Path(__file__).with_name(target),
+    }
+    folder = folders.get(target, DEPLOY / "kustomize" / "overlays" / target)
+    return load(output(program("kubectl", REMEDY), "kustomize", str(folder)))
 
 
 def helm_template(*values: str) -> str:

@@ -120,9 +120,10 @@ class Node:
                 if volume["hostPath"]["type"] == "DirectoryOrCreate":
                     source.mkdir(parents=True, exist_ok=True)
             else:
-                source = self.root / f"configmap-{next(_ids)}"
+                source = self.root / f"volume-{next(_ids)}"
                 source.mkdir()
-                for name, text in config_maps[volume["configMap"]["name"]].items():
+                files = config_maps[volume["configMap"]["name"]] if "configMap" in volume else {}
+                for name, text in files.items():
                     (source / name).write_text(text)
             mounts.append(_bind(source, mount["mountPath"], read_only=mount.get("readOnly", False)))
         return mounts

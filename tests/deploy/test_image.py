@@ -76,6 +76,16 @@ async def test_libudev_is_found_without_a_writable_root(node: Node) -> None:
         assert await pod.ended() == 0
 
 
+async def test_the_demo(node: Node) -> None:
+    spec = shell("usbplugin", "demo")
+    spec["volumes"] = [{"name": "tmp", "emptyDir": {}}]
+    spec["containers"][0]["volumeMounts"] = [{"name": "tmp", "mountPath": "/tmp"}]
+    async with await node.run(spec) as pod:
+        while line := await pod.line():
+            assert "FAIL" not in line
+        assert await pod.ended() == 0
+
+
 async def test_nothing_that_builds_or_installs(node: Node) -> None:
     code = (
         "import importlib.util as u, shutil as s;"

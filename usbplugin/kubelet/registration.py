@@ -32,7 +32,7 @@ class Registrar(Protocol):
     def kubelet(self) -> Incarnation | None:
         """The kubelet there is to register with; None if there is none."""
 
-    def add_services(self, server: grpc.aio.Server, resource: str, socket: Path) -> None:
+    def add_services(self, server: grpc.aio.Server, resource: str) -> None:
         """What has to be served besides DevicePlugin, for one generation."""
 
     async def register(
@@ -55,8 +55,8 @@ class ClassicRegistrar:
     def kubelet(self) -> Incarnation | None:  # noqa: D102 -- Registrar.kubelet
         return self.directory.kubelet()
 
-    def add_services(self, server: grpc.aio.Server, resource: str, socket: Path) -> None:  # noqa: D102
-        del server, resource, socket
+    def add_services(self, server: grpc.aio.Server, resource: str) -> None:  # noqa: D102
+        del server, resource
 
     async def register(  # noqa: D102
         self, resource: str, socket: Path, options: v1beta1.DevicePluginOptions
@@ -91,10 +91,10 @@ class WatcherRegistrar:
     def kubelet(self) -> Incarnation | None:  # noqa: D102 -- Registrar.kubelet
         return Incarnation(0, 0)  # it finds us, whenever it is there
 
-    def add_services(self, server: grpc.aio.Server, resource: str, socket: Path) -> None:  # noqa: D102
+    def add_services(self, server: grpc.aio.Server, resource: str) -> None:  # noqa: D102
         self._verdict = asyncio.get_running_loop().create_future()
         registration_rpc.add_RegistrationServicer_to_server(
-            _WatcherServicer(resource, socket, self._verdict), server
+            _WatcherServicer(resource, self._verdict), server
         )
 
     async def register(  # noqa: D102
@@ -108,9 +108,8 @@ class WatcherRegistrar:
 class _WatcherServicer(registration_rpc.RegistrationServicer):
     """Tells the plugin watcher who we are, and takes its verdict."""
 
-    def __init__(self, resource: str, socket: Path, verdict: asyncio.Future[str]) -> None:
+    def __init__(self, resource: str, verdict: asyncio.Future[str]) -> None:
         self._resource = resource
-        self._socket = socket
         self._verdict = verdict
 
     async def GetInfo(  # noqa: N802 -- the API's name
@@ -122,7 +121,8 @@ class _WatcherServicer(registration_rpc.RegistrationServicer):
         return registration.PluginInfo(
             type="DevicePlugin",
             name=self._resource,
-            endpoint=str(self._socket),
+            # No endpoint: the kubelet may know this socket by another path than we do, and takes
+            # the one by which it found us.
             supported_versions=[API_VERSION],
         )
 

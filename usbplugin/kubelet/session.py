@@ -190,7 +190,7 @@ class Session:
         plugin = DevicePlugin(self._handover, self._snapshot, self._custody, self._wake.set)
         server = grpc.aio.server()
         rpc.add_DevicePluginServicer_to_server(plugin, server)
-        self._registrar.add_services(server, self.resource, path)
+        self._registrar.add_services(server, self.resource)
         try:
             server.add_insecure_port(unix_target(path))
         except RuntimeError as error:
