@@ -6,15 +6,16 @@ import os
 import sys
 from pathlib import Path
 
-from benchmarks import latency, process
+from benchmarks import latency, memory, process, storm
 from benchmarks.report import Report
 from usbplugin.telemetry import logs
 
 
 async def _measure(report: Report, options: argparse.Namespace) -> None:
     await latency.measure(report, options.rounds)
-    await latency.storm(report)
+    await storm.measure(report, options.storms)
     await process.measure(report, options.idle_seconds, options.starts, options.restarts)
+    await memory.measure(report, options.facts)
 
 
 def main() -> int:
@@ -22,7 +23,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="make bench", description="Measure usbplugin; exit 1 if a bar is missed."
     )
-    parser.add_argument("--rounds", type=int, default=300, help="per latency (default 300)")
+    parser.add_argument("--rounds", type=int, default=500, help="per latency (default 500)")
+    parser.add_argument("--storms", type=int, default=5, help="(default 5)")
+    parser.add_argument(
+        "--facts", type=int, default=1_000_000, help="to watch its memory over (default a million)"
+    )
     parser.add_argument("--starts", type=int, default=7, help="of the process (default 7)")
     parser.add_argument("--restarts", type=int, default=20, help="of the kubelet (default 20)")
     parser.add_argument(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
 
+from benchmarks.commands import obey
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
 
@@ -103,10 +107,33 @@ async def serve(floor: Floor, directory: Path) -> grpc.aio.Server:
     return server
 
 
-async def _main(directory: Path) -> None:
-    server = await serve(Floor(10), directory)
+async def _run(directory: Path, count: int) -> None:
+    floor = Floor(count)
+    loop = asyncio.get_running_loop()
+
+    def send(message: v1beta1.ListAndWatchResponse) -> float:
+        now = time.monotonic()
+        loop.call_soon_threadsafe(floor.send, message)
+        return now
+
+    # The message is ready before the clock starts: nothing is left but to hand it over.
+    threading.Thread(
+        target=lambda: obey(
+            {
+                "pull": lambda number: send(list_of(count, number)),
+                "plug": lambda number: send(list_of(count, -1)),
+            }
+        ),
+        daemon=True,
+    ).start()
+    server = await serve(floor, directory)
     await server.wait_for_termination()
 
 
+def main() -> None:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    asyncio.run(_run(Path(sys.argv[1]) / "kubelet", int(sys.argv[2])))
+
+
 if __name__ == "__main__":
-    asyncio.run(_main(Path(sys.argv[1])))
+    main()

@@ -1,31 +1,33 @@
-"""``usbplugin serve`` as a process: start, memory, idleness, a kubelet's restart."""
+"""``usbplugin serve`` as a process: start, a kubelet's restart, idleness; and what proc(5) tells."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
-import tempfile
 import time
-from contextlib import asynccontextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import floor
-from usbplugin.virtual import Descriptors, EmbeddedKubelet, VirtualBus
+from benchmarks.commands import scratch, subject
+from benchmarks.subject import RESOURCE
+from usbplugin.virtual import EmbeddedKubelet
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import Iterator
 
     from benchmarks.report import Report
 
-RESOURCE = "usbplugin/serial"
 DEVICES = 10
 _SETTLE_SECONDS = 5
 
 
-@asynccontextmanager
-async def process(*command: str) -> AsyncIterator[int]:
+@contextmanager
+def process(*command: str) -> Iterator[int]:
+    """``python -m COMMAND``, killed in the end."""
     with subprocess.Popen([sys.executable, "-m", *command], stderr=subprocess.DEVNULL) as running:
         try:
             yield running.pid
@@ -33,7 +35,7 @@ async def process(*command: str) -> AsyncIterator[int]:
             running.kill()
 
 
-def memory(pid: int) -> float:
+def resident(pid: int) -> float:
     """Resident memory, MiB."""
     return _status(Path(f"/proc/{pid}/status"), "VmRSS") / 1024
 
@@ -45,9 +47,9 @@ def switches(pid: int) -> int:
 
 
 def cpu(pid: int) -> float:
-    """Seconds of CPU used, by proc(5)'s utime and stime, whose ticks are 1/100 s."""
-    values = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(values[11]) + int(values[12])) / 100
+    """Seconds of CPU used by all threads that live, to the nanosecond."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 def _status(path: Path, key: str) -> int:
@@ -55,57 +57,100 @@ def _status(path: Path, key: str) -> int:
     return int(line.split()[1])
 
 
-async def idle(pid: int, seconds: float) -> tuple[float, float]:
-    """Wake-ups per second, and CPU in percent."""
-    await asyncio.sleep(_SETTLE_SECONDS)
-    woken, used = switches(pid), cpu(pid)
-    await asyncio.sleep(seconds)
-    return (switches(pid) - woken) / seconds, 100 * (cpu(pid) - used) / seconds
+class Idleness:
+    """What a process does while nothing happens."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._began = time.monotonic()
+        self._switches = switches(pid)
+        self._cpu = cpu(pid)
+
+    def wakes(self) -> float:
+        """Wake-ups per second since the beginning."""
+        return (switches(self._pid) - self._switches) / (time.monotonic() - self._began)
+
+    def busy(self) -> float:
+        """CPU since the beginning, in percent."""
+        return 100 * (cpu(self._pid) - self._cpu) / (time.monotonic() - self._began)
+
+
+@contextmanager
+def served(count: int) -> Iterator[tuple[EmbeddedKubelet, list[str]]]:
+    """A kubelet, not started yet, and the command that serves so many devices to it.
+
+    They are entries of a directory, each with descriptors of its own; all lead to /dev/null.
+    """
+    with scratch() as path:
+        root = Path(path)
+        devices = root / "dev"
+        devices.mkdir()
+        for number in range(count):
+            (devices / f"ttyUSB{number}").symlink_to("/dev/null")
+            (devices / f".ttyUSB{number}.json").write_text(
+                json.dumps({"vendor_id": "0403", "product_id": "6001", "serial": f"SN-{number:04}"})
+            )
+        kubelet = EmbeddedKubelet(root / "kubelet", pod_resources=root / "pod-resources.sock")
+        serve = [
+            *("usbplugin", "serve", "--no-udev", "--device-dir", str(devices)),
+            *("--kubelet-dir", str(root / "kubelet"), "--link-dir", str(root / "links")),
+            *("--pod-resources", str(root / "pod-resources.sock")),
+        ]
+        yield kubelet, serve
 
 
 async def measure(report: Report, idle_seconds: float, starts: int, restarts: int) -> None:
-    with (
-        tempfile.TemporaryDirectory(prefix="up-") as scratch,
-        VirtualBus(Path(scratch) / "dev") as bus,
-    ):
-        root = Path(scratch)
-        for number in range(DEVICES):
-            bus.plug(
-                f"ttyUSB{number}",
-                Descriptors(vendor_id="0403", product_id="6001", serial=f"SN-{number:04}"),
-            )
-        serve = (
-            *("usbplugin", "serve", "--no-udev", "--device-dir", str(bus.directory)),
-            *("--kubelet-dir", str(root / "kubelet"), "--link-dir", str(root / "links")),
-        )
-        async with EmbeddedKubelet(root / "kubelet") as kubelet:
-            times = []
-            for count in range(1, starts + 1):
-                began = time.monotonic()
-                async with process(*serve):
-                    await kubelet.wait_for(lambda n=count: len(kubelet.log.registrations) >= n)  # type: ignore[misc]
-                    times.append(kubelet.log.registrations[-1].time - began)
-            report.times("process start -> registered", times, 500)
+    with served(DEVICES) as (kubelet, serve):
+        async with kubelet:
+            await _measure_starts(report, kubelet, serve, starts)
+            await _measure_restarts(report, kubelet, serve, restarts)
+            await _measure_idleness(report, kubelet, serve, idle_seconds)
 
-            async with process(*serve) as pid:
-                await kubelet.wait_for(lambda: len(kubelet.resource(RESOURCE).healthy) == DEVICES)
-                times = []
-                for _ in range(restarts):
-                    await kubelet.stop()
-                    seen = len(kubelet.log.messages)
-                    await kubelet.start()
-                    began = time.monotonic()
-                    await kubelet.wait_for(lambda seen=seen: len(kubelet.log.messages) > seen)  # type: ignore[misc]
-                    times.append(kubelet.log.messages[-1].time - began)
-                report.times("kubelet's socket is there -> streaming", times, 50)
-                report.add(f"resident, {DEVICES} devices", memory(pid), "MiB", 48)
-                wakes, used = await idle(pid, idle_seconds)
+
+async def _measure_starts(
+    report: Report, kubelet: EmbeddedKubelet, serve: list[str], starts: int
+) -> None:
+    times = []
+    for count in range(1, starts + 1):
+        began = time.monotonic()
+        with process(*serve):
+            await kubelet.wait_for(lambda n=count: len(kubelet.log.registrations) >= n)  # type: ignore[misc]
+            times.append(kubelet.log.registrations[-1].time - began)
+    report.times("process start -> registered", times, 500)
+
+
+async def _measure_restarts(
+    report: Report, kubelet: EmbeddedKubelet, serve: list[str], restarts: int
+) -> None:
+    with process(*serve):
+        await kubelet.wait_for(lambda: len(kubelet.resource(RESOURCE).healthy) == DEVICES)
+        times = []
+        for _ in range(restarts):
+            await kubelet.stop()
+            seen = len(kubelet.log.messages)
+            await kubelet.start()
+            began = time.monotonic()
+            await kubelet.wait_for(lambda seen=seen: len(kubelet.log.messages) > seen)  # type: ignore[misc]
+            times.append(kubelet.log.messages[-1].time - began)
+        report.times("kubelet's socket is there -> streaming", times, 50)
+
+
+async def _measure_idleness(
+    report: Report, kubelet: EmbeddedKubelet, serve: list[str], seconds: float
+) -> None:
+    """Both at the same time, for the machine is the same then."""
+    with scratch() as other, process(*serve) as pid:
         async with (
-            EmbeddedKubelet(root / "floor") as kubelet,
-            process("benchmarks.floor", str(root / "floor")) as pid,
+            EmbeddedKubelet(Path(other) / "kubelet") as bare_kubelet,
+            subject("benchmarks.floor", other, str(DEVICES)) as bare,
         ):
-            await kubelet.wait_for(lambda: kubelet.resource(floor.RESOURCE).connected)
-            report.add("  the floor's resident", memory(pid), "MiB")
-            floor_wakes, floor_used = await idle(pid, idle_seconds)
-        report.add("idle wake-ups", wakes, "1/s", floor_wakes + 5, f"floor {floor_wakes:.1f}")
-        report.add("idle CPU", used, "%", 0.5, f"floor {floor_used:.3f}")
+            await kubelet.wait_for(lambda: len(kubelet.resource(RESOURCE).healthy) == DEVICES)
+            await bare_kubelet.wait_for(lambda: bare_kubelet.resource(floor.RESOURCE).connected)
+            await asyncio.sleep(_SETTLE_SECONDS)
+            ours, least = Idleness(pid), Idleness(bare.pid)
+            await asyncio.sleep(seconds)
+            floor_wakes = least.wakes()
+            report.add("idle wake-ups", ours.wakes(), "1/s", floor_wakes + 1)
+            report.add("  the floor's", floor_wakes, "1/s")
+            report.add("idle CPU", ours.busy(), "%", 0.05)
+            report.add("  the floor's", least.busy(), "%")

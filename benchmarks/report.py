@@ -47,6 +47,19 @@ class Report:
         self.add(name, 1000 * middle, "ms", bar_ms, f"p99 {1000 * p99:.2f} ms; {note}".rstrip("; "))
         return middle
 
+    def compare(
+        self,
+        name: str,
+        ours: Sequence[float],
+        floor: Sequence[float],
+        bar_ms: float | None = None,
+        ratio_bar: float | None = None,
+    ) -> None:
+        """Add ours, the floor's, and the ratio of their medians."""
+        middle = self.times(name, ours, bar_ms)
+        least = self.times("  the floor's", floor)
+        self.add("  ratio", middle / least, "x floor", ratio_bar)
+
     @property
     def holds(self) -> bool:
         return all(result.holds for result in self.results)

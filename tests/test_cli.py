@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-COMMANDS = ("serve", "list", "check", "virtual", "demo")
+COMMANDS = ("serve", "list", "events", "check", "doctor", "virtual", "demo")
 
 
 @pytest.fixture(autouse=True)

@@ -112,7 +112,8 @@ class Histories(RuleBasedStateMachine):
                 LinkDirectory(self.root),
                 MemoryStore(self.root),
                 CdiDirectory(self.root / "cdi"),
-                lambda snapshot: None,
+                lambda snapshot, noticed: None,
+                lambda changes: None,
             )
             self.custody.apply([all_ports(*(one.port() for one in self.plugged))])
             self.tell_holders()

@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from usbplugin.config import Registration, load
 from usbplugin.custody import Custody
-from usbplugin.discovery import AllPorts
+from usbplugin.discovery import AllPorts, PortGone, PortPresent
 from usbplugin.errors import ConfigError, KubeletError
+from usbplugin.facts import FactQueue
+from usbplugin.inventory import Health
 from usbplugin.kubelet import (
     CdiDirectory,
     ClassicRegistrar,
@@ -28,19 +29,25 @@ from usbplugin.kubelet import (
     Session,
     WatcherRegistrar,
 )
-from usbplugin.supervision import supervise
+from usbplugin.status.front import Front
+from usbplugin.status.health import session_part, source_part
+from usbplugin.status.history import History
+from usbplugin.status.status import Status
+from usbplugin.supervision import Part, supervise
 from usbplugin.telemetry.logs import fields
+from usbplugin.telemetry.metrics import Metrics
 from usbplugin.watch import follow
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from usbplugin.config import Config
     from usbplugin.discovery import Fact, Source
-    from usbplugin.inventory import Snapshot
+    from usbplugin.inventory import Change, ResourceRule, Snapshot
     from usbplugin.kubelet import Handover, Registrar
     from usbplugin.places import Places
+    from usbplugin.status.front import Address
 
 _log = logging.getLogger(__name__)
 
@@ -48,36 +55,6 @@ _FIRST_SCAN_TIMEOUT = 3.0
 _STOP_TIMEOUT = 3.0
 _HOLDER_INTERVAL = 30.0
 _SHORTEST_HOLDER_INTERVAL = 1.0
-
-
-class FactQueue:
-    """Carries facts from any thread into the event loop, in batches."""
-
-    def __init__(self) -> None:
-        """Belong to the running event loop."""
-        self._loop = asyncio.get_running_loop()
-        self._facts: deque[Fact] = deque()
-        self._ready = asyncio.Event()
-        self._signalled = False
-
-    def post(self, fact: Fact) -> None:
-        """Add a fact; thread-safe. One wake-up serves all facts posted before it is heeded."""
-        self._facts.append(fact)
-        if not self._signalled:
-            self._signalled = True
-            self._loop.call_soon_threadsafe(self._ready.set)
-
-    async def get(self, seconds: float | None) -> list[Fact]:
-        """All facts posted since; after ``seconds`` without any, an empty list."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._ready.wait()
-        self._ready.clear()
-        self._signalled = False  # before draining: a fact posted from here on wakes us again
-        batch = []
-        while self._facts:
-            batch.append(self._facts.popleft())
-        return batch
 
 
 class Agent:
@@ -89,6 +66,7 @@ class Agent:
         sources: Sequence[Source],
         places: Places,
         config_file: Path | None = None,
+        http_address: Address | None = None,
     ) -> None:
         """Put the parts together; ``run`` starts them.
 
@@ -97,6 +75,7 @@ class Agent:
             sources: Where ports are discovered; their names are unique.
             places: Where on this node things are.
             config_file: Where ``config`` came from: followed, and applied when it changes.
+            http_address: Where to serve metrics and health, if anywhere.
         """
         self._config = config
         self._config_file = config_file
@@ -104,7 +83,15 @@ class Agent:
         self._places = places
         self._directory = PluginDirectory(places.kubelet_dir)
         self._pod_resources = PodResources(places.pod_resources)
-        self._sessions: dict[str, tuple[Session, asyncio.Task[None]]] = {}
+        self._sessions: dict[str, Session] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._parts = {
+            part.name: part for part in (Part(source_part(s.name)) for s in self._sources)
+        }
+        self._listed_at: dict[str, float] = {}
+        self._http_address = http_address
+        self._metrics = Metrics(health.value for health in Health)
+        self._history = History()
         self._custody = Custody(
             config.rules(),
             config.handovers(),
@@ -113,7 +100,17 @@ class Agent:
             MemoryStore(places.link_dir),
             CdiDirectory(places.cdi_dir),
             self._publish,
+            self._changed,
         )
+        status = Status(
+            self._custody,
+            self._rules,
+            self._sources,
+            self._sessions,
+            self._parts,
+            self._listed_at,
+        )
+        self._front = Front(status, self._metrics, self._history)
         self._unheard = {source.name for source in self._sources}
         self._heard = asyncio.Event()
         self._facts = FactQueue()
@@ -123,6 +120,11 @@ class Agent:
     def custody(self) -> Custody:
         """The devices, as they are now."""
         return self._custody
+
+    @property
+    def metrics(self) -> Metrics:
+        """What has been counted so far."""
+        return self._metrics
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Serve until ``stopping`` is set; then end streams and remove our sockets.
@@ -140,6 +142,7 @@ class Agent:
                             for source in self._sources
                         ),
                     ]
+                    await self._front.open(self._http_address, self._places.control_socket)
                     # The kubelet takes the first list for the whole truth: know it before.
                     await self._learn_everything()
                     for handover in self._config.handovers():
@@ -160,12 +163,25 @@ class Agent:
             finally:
                 for source in self._sources:
                     source.stop()
+                await self._front.close()
 
     def _open_session(self, handover: Handover, tasks: asyncio.TaskGroup) -> None:
         name = handover.resource
-        session = Session(handover, self._custody.snapshot(name), self._registrar(), self._custody)
-        task = tasks.create_task(supervise(f"session {name}", session.run, self._stopping))
-        self._sessions[name] = (session, task)
+        session = Session(
+            handover,
+            self._custody.snapshot(name),
+            self._registrar(),
+            self._custody,
+            observer=self._metrics,
+        )
+        self._metrics.expect_resource(name)
+        part = Part(session_part(name))
+        work = supervise(part, session.run, self._stopping)
+        self._sessions[name], self._parts[part.name] = session, part
+        self._tasks[name] = tasks.create_task(work)
+
+    def _rules(self) -> Sequence[ResourceRule]:
+        return self._config.rules()
 
     def _registrar(self) -> Registrar:
         if self._config.registration is Registration.WATCHER:
@@ -173,18 +189,19 @@ class Agent:
         return ClassicRegistrar(self._directory)
 
     async def _close_sessions(self, names: Sequence[str]) -> None:
-        closing = [self._sessions.pop(name) for name in names]
-        for session, _ in closing:
-            session.close()
-        if closing:
-            _, late = await asyncio.wait([task for _, task in closing], timeout=_STOP_TIMEOUT)
+        for name in names:
+            self._sessions.pop(name).close()
+            del self._parts[session_part(name)]
+        if closing := [self._tasks.pop(name) for name in names]:
+            _, late = await asyncio.wait(closing, timeout=_STOP_TIMEOUT)
             for task in late:
                 task.cancel()
 
     async def _run_source(self, source: Source, threads: ThreadPoolExecutor) -> None:
         loop = asyncio.get_running_loop()
+        self._metrics.expect_source(source.name)
         await supervise(
-            f"source {source.name}",
+            self._parts[source_part(source.name)],
             lambda: loop.run_in_executor(threads, source.run, self._facts.post),
             self._stopping,
         )
@@ -222,17 +239,40 @@ class Agent:
             wait = None if deadline is None else max(0.0, deadline - time.monotonic())
             batch = await self._facts.get(wait)
             self._custody.apply(batch)
+            self._count(batch)
             if self._unheard:
                 self._unheard -= {fact.source for fact in batch if isinstance(fact, AllPorts)}
                 if not self._unheard:
                     self._heard.set()
 
-    def _publish(self, snapshot: Snapshot) -> None:
-        if known := self._sessions.get(snapshot.resource):
-            known[0].publish(snapshot)
+    def _count(self, facts: Iterable[Fact]) -> None:
+        for fact in facts:
+            match fact:
+                case AllPorts(source, _, reason):
+                    self._listed_at[source] = time.monotonic()
+                    self._metrics.rescans.add(source, reason)
+                case PortPresent(source):
+                    self._metrics.port_events.add(source, "present")
+                case PortGone(source):
+                    self._metrics.port_events.add(source, "gone")
+
+    def _publish(self, snapshot: Snapshot, noticed: float | None) -> None:
+        if session := self._sessions.get(snapshot.resource):
+            session.publish(snapshot, noticed)
+
+    def _changed(self, changes: Sequence[Change]) -> None:
+        self._history.record(changes)
+        self._metrics.devices_changed(
+            (
+                change.device.resource,
+                change.before.value if change.before else None,
+                change.after.value if change.after else None,
+            )
+            for change in changes
+        )
 
     def _look(self) -> None:
-        for session, _ in self._sessions.values():
+        for session in self._sessions.values():
             session.look()
 
     async def _watch_holders(self) -> None:
@@ -253,7 +293,9 @@ class Agent:
         except KubeletError as error:
             # It is away now and then, and asked again soon.
             _log.info("who holds devices is not known now", extra=fields(reason=error))
+            self._metrics.holder_queries.add("failed")
         else:
+            self._metrics.holder_queries.add("ok")
             self._custody.hold(holdings, asked_at)
 
     async def _follow_config(self, tasks: asyncio.TaskGroup) -> None:
@@ -266,9 +308,13 @@ class Agent:
                 config = load(self._config_file)
             except ConfigError as error:
                 _log.error("configuration refused; the old one stays", extra=fields(reason=error))
+                self._metrics.config_looked_at("refused")
                 continue
-            if config != self._config:
+            if config == self._config:
+                self._metrics.config_looked_at("unchanged")
+            else:
                 await self._reconfigure(config, tasks)
+                self._metrics.config_looked_at("applied")
 
     async def _reconfigure(self, config: Config, tasks: asyncio.TaskGroup) -> None:
         before, self._config = self._config, config

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
-import signal
 import sys
-from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from usbplugin import __version__
@@ -18,10 +14,6 @@ from usbplugin.places import Places
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from usbplugin.config import Config
-    from usbplugin.discovery import Source
-    from usbplugin.virtual.ttys import VirtualPort
 
 EXIT_CODES = """\
 exit codes:
@@ -39,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # gRPC's C core logs past Python's logging; what matters reaches us as errors.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     options = _parser().parse_args(arguments)
+    _settle(options)
     try:
         code = options.command(options)
     except ConfigError as error:
@@ -56,6 +49,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(code)
 
 
+def _settle(options: argparse.Namespace) -> None:
+    """What flags leave open, the environment and the machine decide."""
+    if "udev" not in options:
+        return
+    flags = (options.config, options.device_dir, options.udev)
+    # Who says where to look means to look there, and not to ask a daemon that looks elsewhere.
+    options.direct = options.direct or any(flag is not None for flag in flags)
+    options.config = options.config or os.environ.get(_variable("--config"))
+    if options.udev is None:
+        options.udev = options.udev_by_default
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="usbplugin",
@@ -69,43 +74,42 @@ def _parser() -> argparse.ArgumentParser:
     serve = _command(commands, "serve", _serve, "run the device plugin on this node")
     _add_config(serve)
     _add_sources(serve)
-    places = Places()
+    _add_places(serve)
     _add(
         serve,
-        "--kubelet-dir",
-        "DIR",
-        "the kubelet's device plugin directory",
-        default=str(places.kubelet_dir),
+        "--http-address",
+        "HOST:PORT",
+        "where to serve metrics, health and a status page, e.g. :9808; without it, only root on"
+        " this node can ask",
     )
-    _add(
-        serve,
-        "--link-dir",
-        "DIR",
-        "where stable links to device nodes are kept; must be the same path on the host",
-        default=str(places.link_dir),
-    )
-    _add(
-        serve,
-        "--pod-resources",
-        "FILE",
-        "the kubelet's PodResources socket, to know who holds devices",
-        default=str(places.pod_resources),
-    )
-    _add(
-        serve,
-        "--registry-dir",
-        "DIR",
-        "the kubelet's plugin registry, used with registration: watcher",
-        default=str(places.registry_dir),
-    )
-    _add(serve, "--cdi-dir", "DIR", "where CDI specs are written", default=str(places.cdi_dir))
     _add(serve, "--log-level", None, "least severe records to log", "info", _LOG_LEVELS)
     _add(serve, "--log-format", None, "how log lines look", "text", _LOG_FORMATS)
 
     listing = _command(commands, "list", _list, "show the ports that are here, and their health")
     _add_config(listing)
     _add_sources(listing)
+    _add_daemon(listing)
     listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.add_argument(
+        "--watch", action="store_true", help="go on, and show changes as they happen"
+    )
+
+    events = _command(commands, "events", _events, "show what happened to devices, a line each")
+    _add_config(events)
+    _add_sources(events)
+    _add_daemon(events)
+    events.add_argument("--json", action="store_true", help="print JSON, an object on each line")
+    events.add_argument(
+        "--follow", "-f", action="store_true", help="go on, and show events as they happen"
+    )
+
+    doctor = _command(
+        commands, "doctor", _doctor, "find out what is wrong with this node, and how to mend it"
+    )
+    _add_config(doctor)
+    _add_sources(doctor)
+    _add_places(doctor)
+    doctor.add_argument("--json", action="store_true", help="print JSON")
 
     check = _command(
         commands, "check", _check, "validate a configuration, show what it would select here"
@@ -167,7 +171,59 @@ def _variable(flag: str) -> str:
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
-    _add(parser, "--config", "FILE", "the configuration; without one, all is usbplugin/serial")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help=f"the configuration; without one, all is usbplugin/serial (${_variable('--config')})",
+    )
+
+
+def _add_link_dir(parser: argparse.ArgumentParser) -> None:
+    _add(
+        parser,
+        "--link-dir",
+        "DIR",
+        "where stable links to device nodes are kept, and the daemon's socket is; must be the same"
+        " path on the host",
+        default=str(Places().link_dir),
+    )
+
+
+def _add_daemon(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--direct",
+        action="store_true",
+        help="look at the hardware even if a daemon runs here; implied by --config, --device-dir"
+        " and --udev",
+    )
+    _add_link_dir(parser)
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    places = Places()
+    _add(
+        parser,
+        "--kubelet-dir",
+        "DIR",
+        "the kubelet's device plugin directory",
+        default=str(places.kubelet_dir),
+    )
+    _add_link_dir(parser)
+    _add(
+        parser,
+        "--pod-resources",
+        "FILE",
+        "the kubelet's PodResources socket, to know who holds devices",
+        default=str(places.pod_resources),
+    )
+    _add(
+        parser,
+        "--registry-dir",
+        "DIR",
+        "the kubelet's plugin registry, used with registration: watcher",
+        default=str(places.registry_dir),
+    )
+    _add(parser, "--cdi-dir", "DIR", "where CDI specs are written", default=str(places.cdi_dir))
 
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:
@@ -182,9 +238,9 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--udev",
         action=argparse.BooleanOptionalAction,
-        default=_default_udev(parser),
         help=f"discover real USB devices (default on Linux; ${_variable('--udev')}=true|false)",
     )
+    parser.set_defaults(direct=False, udev_by_default=_default_udev(parser))
 
 
 def _default_udev(parser: argparse.ArgumentParser) -> bool:
@@ -193,99 +249,6 @@ def _default_udev(parser: argparse.ArgumentParser) -> bool:
     if value and value not in known:
         parser.error(f"{_variable('--udev')}={value}: expected true or false")
     return known.get(value, sys.platform == "linux")
-
-
-def _config(options: argparse.Namespace) -> Config:
-    from usbplugin.config import Config, load
-
-    return load(Path(options.config)) if options.config else Config()
-
-
-def _sources(options: argparse.Namespace, config: Config) -> list[Source]:
-    from usbplugin.discovery import DirectorySource
-
-    directories = options.device_dir
-    if directories is None:
-        value = os.environ.get(_variable("--device-dir"), "")
-        directories = [directory for directory in value.split(os.pathsep) if directory]
-    sources: list[Source] = [DirectorySource(Path(directory)) for directory in directories]
-    if options.udev:
-        # Only here: libudev exists on Linux alone.
-        from usbplugin.discovery.udev import UdevSource
-
-        sources.insert(0, UdevSource(config.nodes))
-    if not sources:
-        raise UsbPluginError("nothing to discover: --no-udev needs at least one --device-dir")
-    return sources
-
-
-def _serve(options: argparse.Namespace) -> int:
-    from usbplugin.agent import Agent
-    from usbplugin.telemetry import logs
-
-    logs.configure(options.log_level, logs.LogFormat(options.log_format))
-    config = _config(options)
-    logger = logs.logger(__name__)
-    for warning in config.warnings():
-        logger.warning("configuration is odd", extra=logs.fields(warning=warning))
-    sources = _sources(options, config)
-    logger.info(
-        "starting",
-        extra=logs.fields(
-            version=__version__,
-            config=options.config or "defaults",
-            resources=[resource.name for resource in config.resources],
-            kubelet=options.kubelet_dir,
-        ),
-    )
-
-    places = Places(
-        kubelet_dir=Path(options.kubelet_dir),
-        registry_dir=Path(options.registry_dir),
-        pod_resources=Path(options.pod_resources),
-        link_dir=Path(options.link_dir),
-        cdi_dir=Path(options.cdi_dir),
-    )
-    config_file = Path(options.config) if options.config else None
-
-    async def run() -> None:
-        stopping = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stopping.set)
-        await Agent(config, sources, places, config_file).run(stopping)
-
-    asyncio.run(run())
-    logger.info("stopped")
-    return 0
-
-
-def _list(options: argparse.Namespace) -> int:
-    from usbplugin.listing import scan, table
-
-    config = _config(options)
-    rows = scan(_sources(options, config), config.rules())
-    if options.json:
-        print(json.dumps(rows, indent=2))
-    elif rows:
-        print(table(rows))
-    else:
-        print("No serial ports found. Is the device plugged in, and its driver loaded? See dmesg.")
-    return 0
-
-
-def _check(options: argparse.Namespace) -> int:
-    from usbplugin.listing import scan, table
-
-    options.config = options.file or options.config
-    config = _config(options)
-    for warning in config.warnings():
-        print(f"warning: {warning}", file=sys.stderr)
-    names = ", ".join(resource.name for resource in config.resources)
-    print(f"{options.config or 'defaults'}: valid; resources: {names}\n")
-    rows = scan(_sources(options, config), config.rules())
-    print(table(rows) if rows else "No serial ports are here now.")
-    return 0
 
 
 def _add_virtual(parser: argparse.ArgumentParser) -> None:
@@ -326,65 +289,40 @@ def _add_virtual(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _serve(options: argparse.Namespace) -> int:
+    from usbplugin.commands.serve import serve
+
+    return serve(options)
+
+
+def _list(options: argparse.Namespace) -> int:
+    from usbplugin.commands.show import show_list
+
+    return show_list(options)
+
+
+def _events(options: argparse.Namespace) -> int:
+    from usbplugin.commands.show import events
+
+    return events(options)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from usbplugin.commands.show import check
+
+    return check(options)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from usbplugin.commands.examine import doctor
+
+    return doctor(options)
+
+
 def _virtual(options: argparse.Namespace) -> int:
-    from usbplugin.virtual.control import Command, Plug, Status, Unplug, control
+    from usbplugin.commands.virtual import virtual
 
-    directory = Path(options.dir)
-    command: Command | None = None
-    if options.unplug is not None:
-        command = Unplug(options.unplug)
-    elif options.plug is not None:
-        command = Plug(options.plug, options.rename)
-    elif options.status:
-        command = Status()
-    if command is None:
-        return _run_bus(options, directory)
-    _print_virtual_ports(control(directory, command))
-    return 0
-
-
-def _run_bus(options: argparse.Namespace, directory: Path) -> int:
-    from usbplugin.virtual.control import ControlServer
-    from usbplugin.virtual.ttys import Descriptors, Peer, VirtualBus
-
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with VirtualBus(directory) as bus, ControlServer(bus):
-        for index in range(options.count):
-            descriptors = Descriptors(
-                vendor_id=options.vendor,
-                product_id=options.product,
-                serial=f"{options.serial}-{index}",
-                manufacturer="usbplugin",
-                product="virtual tty",
-                location=f"virtual-{index + 1}",
-            )
-            bus.plug(
-                f"tty{options.kind}{index}",
-                descriptors,
-                peer=Peer(options.peer),
-                interval=options.interval,
-            )
-        _print_virtual_ports(bus.ports())
-        print(
-            f"\nDiscover them:  usbplugin list --no-udev --device-dir {directory}"
-            f"\nPull one out:   usbplugin virtual --dir {directory} --unplug tty{options.kind}0"
-            f"\nPlug it in:     usbplugin virtual --dir {directory} --plug tty{options.kind}0"
-            "\nCtrl-C ends it all.",
-            flush=True,
-        )
-        with suppress(KeyboardInterrupt):
-            bus.wait()
-    return 0
-
-
-def _print_virtual_ports(ports: Sequence[VirtualPort]) -> None:
-    from usbplugin.discovery.port import printable
-
-    for port in ports:
-        serial = printable(port.descriptors.serial.encode())
-        where = f"{port.path} -> {port.node}" if port.plugged else "unplugged"
-        peer = port.peer_path or port.peer.value
-        print(f"{port.name:<10} {where:<45} serial {serial}, peer {peer}")
+    return virtual(options)
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from usbplugin.discovery import AllPorts, DeviceNumber
+from usbplugin.discovery import AllPorts, DeviceNumber, PortPresent, Readiness
 from usbplugin.inventory import HealthPolicy, Inventory, Update
 from usbplugin.kubelet.shares import device_of
 from usbplugin.telemetry.logs import fields
@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from usbplugin.discovery import Fact, Port
-    from usbplugin.inventory import Change, Device, HandedOver, Holding, ResourceRule, Snapshot
+    from usbplugin.inventory import (
+        Change,
+        Device,
+        HandedOver,
+        Holding,
+        Memory,
+        ResourceRule,
+        Snapshot,
+    )
     from usbplugin.kubelet import CdiDirectory, Handover, LinkDirectory, MemoryStore
 
 _log = logging.getLogger(__name__)
@@ -39,7 +47,8 @@ class Custody:
         links: LinkDirectory,
         memories: MemoryStore,
         cdi: CdiDirectory,
-        publish: Callable[[Snapshot], None],
+        publish: Callable[[Snapshot, float | None], None],
+        tell: Callable[[Sequence[Change]], None],
     ) -> None:
         """Begin with what an earlier process remembered.
 
@@ -50,13 +59,16 @@ class Custody:
             links: Stable paths to the nodes.
             memories: What outlives this process.
             cdi: The specs that container runtimes read.
-            publish: Takes each new snapshot.
+            publish: Takes each new snapshot, and when a source noticed what led to it, if it did.
+            tell: Told of what has changed, after it was published.
         """
         self._links = links
         self._memories = memories
         self._cdi = cdi
         self._publish_snapshot = publish
+        self._tell = tell
         self._changed = asyncio.Event()
+        self._unsaved: dict[str, Memory] = {}
         self._handovers = {handover.resource: handover for handover in handovers}
         self._inventory = Inventory(rules, policy, memories.load(), time.monotonic())
 
@@ -79,13 +91,21 @@ class Custody:
         """All devices of all resources."""
         return tuple(device for name in self._handovers for device in self.snapshot(name).devices)
 
+    @property
+    def ports(self) -> Mapping[tuple[str, str], Port]:
+        """All ports that are there, by source and name; also those that no resource selects."""
+        return self._inventory.ports
+
     def snapshot(self, resource: str) -> Snapshot:
         """The latest of a resource."""
         return self._inventory.snapshot(resource)
 
     def apply(self, facts: Iterable[Fact]) -> None:
         """Take in what sources found."""
-        self._carry_out(self._inventory.apply(facts, time.monotonic()))
+        batch = list(facts)
+        self._carry_out(self._inventory.apply(batch, time.monotonic()), _noticed(batch))
+        if any(isinstance(fact, AllPorts) and fact.reason == "period" for fact in batch):
+            self._mend()
 
     def hold(self, holdings: Iterable[Holding], asked_at: float) -> None:
         """Take in who holds what, by the kubelet's word."""
@@ -95,6 +115,7 @@ class Custody:
             if h.resource in self._handovers
         ]
         self._carry_out(self._inventory.hold(devices, asked_at, time.monotonic()))
+        self._save()
 
     def clean_up(self) -> None:
         """Remove what earlier runs left of devices that are not known any longer."""
@@ -112,10 +133,11 @@ class Custody:
         self._carry_out(update)
         known = {device.id for device in self.devices}
         for device_id in before.device_ids - known:
-            self._links.forget(device_id)
+            self._forget(device_id)
 
     def release(self) -> None:
         """On the way out: CDI specs of resources that nobody holds go, all else stays."""
+        self._save()
         for handover in self._handovers.values():
             held = any(device.holders for device in self.snapshot(handover.resource).devices)
             if handover.cdi and not held:
@@ -136,6 +158,7 @@ class Custody:
             given = self._inventory.handed_over(device.id)
             paths = {port.slot: self._path_given(device, port, given) for port in device.ports}
         self._carry_out(self._inventory.hand_over(device.id, paths, time.monotonic()))
+        self._save()  # before the kubelet gets its answer
 
     def container_ended(self, device_id: str) -> None:
         """The container that has the device asked to be started anew, and may not yet."""
@@ -171,25 +194,46 @@ class Custody:
             return earlier.path
         return self._links.host_path(device, port)
 
-    def _carry_out(self, update: Update) -> None:
+    def _carry_out(self, update: Update, noticed: float | None = None) -> None:
         for change in update.changes:
             if change.after is None:
-                self._links.forget(change.device.id)
+                self._forget(change.device.id)
             else:
                 self._links.update(change.device)
         for snapshot in update.snapshots:
             handover = self._handovers[snapshot.resource]
             if handover.cdi:
                 self._cdi.write(snapshot, handover)
-            self._publish_snapshot(snapshot)
-        for memory in update.memories:
-            self._memories.save(memory)
+            self._publish_snapshot(snapshot, noticed)
+        self._unsaved |= {memory.id: memory for memory in update.memories}
         if update.changes or update.memories:
             self._changed.set()
             self._changed = asyncio.Event()
-        if update.changes:
-            # The streams first, then the log.
-            asyncio.get_running_loop().call_soon(_log_changes, update.changes)
+            # The streams first, then files and log.
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._save)
+            loop.call_soon(_log_changes, update.changes)
+            loop.call_soon(self._tell, update.changes)
+
+    def _forget(self, device_id: str) -> None:
+        self._unsaved.pop(device_id, None)
+        self._links.forget(device_id)
+
+    def _save(self) -> None:
+        """Write what is to be remembered; what cannot be written now stays to be written."""
+        self._unsaved = {
+            device_id: memory
+            for device_id, memory in self._unsaved.items()
+            if not self._memories.save(memory)
+        }
+
+    def _mend(self) -> None:
+        """Make links and memories again that somebody has deleted, or that could not be made."""
+        for device in self.devices:
+            self._links.update(device)
+            if not self._memories.is_kept(device.id):
+                self._unsaved.setdefault(device.id, self._inventory.memory(device.id))
+        self._save()
 
 
 def _everything(ports: Mapping[tuple[str, str], Port]) -> list[AllPorts]:
@@ -198,6 +242,17 @@ def _everything(ports: Mapping[tuple[str, str], Port]) -> list[AllPorts]:
         AllPorts(name, tuple(p for (source, _), p in ports.items() if source == name), "reload")
         for name in sorted(sources)
     ]
+
+
+def _noticed(facts: Iterable[Fact]) -> float | None:
+    """When the first was noticed of those facts that may change a device."""
+    moments = [
+        fact.noticed
+        for fact in facts
+        if fact.noticed is not None
+        and not (isinstance(fact, PortPresent) and fact.port.readiness is Readiness.SETTLING)
+    ]
+    return min(moments, default=None)
 
 
 def _log_changes(changes: Sequence[Change]) -> None:

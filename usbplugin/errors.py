@@ -7,6 +7,7 @@
     ├── DiscoveryError     a source cannot see ports (any longer)
     ├── KubeletError       the kubelet refused us, or cannot be reached
     ├── AllocationError    a device cannot be handed over; carries the gRPC status
+    ├── DaemonError        the daemon of this node does not answer as it should
     └── VirtualTtyError    a virtual tty cannot be made or controlled
 
 Messages name the thing, say what was wrong with it, and where possible what to do.
@@ -43,6 +44,10 @@ class AllocationError(UsbPluginError):
         """Keep the status that the kubelet is to get."""
         super().__init__(message)
         self.status = status
+
+
+class DaemonError(UsbPluginError):
+    """A command could not get from the running daemon what it asked for."""
 
 
 class VirtualTtyError(UsbPluginError):

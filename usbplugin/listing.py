@@ -1,30 +1,32 @@
-"""Devices as people read them (a table) and as programs do (JSON)."""
+"""Devices as people read them, in a terminal."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from usbplugin.discovery import AllPorts, Port, Readiness
-from usbplugin.inventory import Inventory, first_match
+from usbplugin.discovery import AllPorts
+from usbplugin.inventory import Inventory
+from usbplugin.status.rows import Row, rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from usbplugin.discovery import Source
-    from usbplugin.inventory import Device, ResourceRule
-
-Row = dict[str, object]
+    from usbplugin.inventory import ResourceRule
 
 _COLUMNS = {
     "id": "ID",
     "node": "NODE",
     "health": "HEALTH",
     "resource": "RESOURCE",
+    "holders": "HOLDER",
     "usb": "USB",
     "name": "NAME",
     "driver": "DRIVER",
     "location": "LOCATION",
 }
+
+_BOLD, _RED, _GREEN, _YELLOW, _PLAIN = "\033[1m", "\033[31m", "\033[32m", "\033[33m", "\033[0m"
 
 
 def scan(sources: Iterable[Source], rules: Sequence[ResourceRule]) -> list[Row]:
@@ -36,24 +38,33 @@ def scan(sources: Iterable[Source], rules: Sequence[ResourceRule]) -> list[Row]:
     inventory = Inventory(rules)
     inventory.apply((AllPorts(source.name, source.scan(), "start") for source in sources), now=0.0)
     devices = [device for rule in rules for device in inventory.snapshot(rule.name).devices]
-    listed = {port.node for device in devices for port in device.ports}
-    others = [port for port in inventory.ports.values() if port.node not in listed]
-    return [
-        *(_row(port, device) for device in devices for port in device.ports),
-        *(_unlisted(port, rules) for port in others),
-    ]
+    return rows(devices, inventory.ports.values(), rules)
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(found: Sequence[Row], *, colour: bool = False) -> str:
     """Aligned columns with a heading; why a device is not ready stands below the table."""
-    cells = [list(_COLUMNS.values()), *([_cell(row, key) for key in _COLUMNS] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
-        for line in cells
+    # Holders are known to a running daemon only.
+    held = any(row["holders"] for row in found)
+    columns = [key for key in _COLUMNS if held or key != "holders"]
+    cells = [
+        [_COLUMNS[key] for key in columns],
+        *([_cell(row, key) for key in columns] for row in found),
     ]
-    reasons = [f"{row['node']}: {row['reason']}" for row in rows if row["reason"]]
-    return "\n".join([*lines, *(["", *reasons] if reasons else [])])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    padded = [[c.ljust(w) for c, w in zip(line, widths, strict=True)] for line in cells]
+    if colour:
+        padded[0] = [f"{_BOLD}{text}{_PLAIN}" for text in padded[0]]
+        column = columns.index("health")
+        for line in padded[1:]:
+            line[column] = _painted(line[column])
+    lines = ["  ".join(line).rstrip() for line in padded]
+    reasons = [f"{row['node'] or row['id']}: {row['reason']}" for row in found if row["reason"]]
+    return "\n".join([*lines, *(["", *dict.fromkeys(reasons)] if reasons else [])])
+
+
+def _painted(health: str) -> str:
+    colour = {"ready": _GREEN, "settling": _YELLOW, "-": ""}.get(health.strip(), _RED)
+    return f"{colour}{health}{_PLAIN}"
 
 
 def _cell(row: Row, key: str) -> str:
@@ -61,51 +72,6 @@ def _cell(row: Row, key: str) -> str:
         return f"{row['vendor']}:{row['product']}" if row["vendor"] else "-"
     if key == "name":
         return " ".join(str(row[part]) for part in ("manufacturer", "productName") if row[part])
+    if key == "holders" and isinstance(holders := row[key], list):
+        return ",".join(map(str, holders)) or "-"
     return str(row[key] or "-")
-
-
-def _row(port: Port, device: Device) -> Row:
-    return {
-        "id": device.id,
-        "resource": device.resource,
-        "health": device.health.value,
-        "reason": device.reason,
-        **_port(port),
-    }
-
-
-def _unlisted(port: Port, rules: Sequence[ResourceRule]) -> Row:
-    settling = port.readiness is Readiness.SETTLING
-    rule = first_match(rules, port)
-    if settling:
-        reason = "udevd has not finished with it"
-    else:
-        reason = "another port has its device number" if rule else "no resource selects it"
-    return {
-        "id": "",
-        "resource": rule.name if rule else "",
-        "health": "settling" if settling else "",
-        "reason": reason,
-        **_port(port),
-    }
-
-
-def _port(port: Port) -> Row:
-    usb = port.usb
-    return {
-        "node": port.node,
-        "name": port.name,
-        "number": str(port.number),
-        "vendor": usb.vendor_id if usb else "",
-        "product": usb.product_id if usb else "",
-        "serial": usb.serial if usb else "",
-        "manufacturer": usb.manufacturer if usb else "",
-        "productName": usb.product if usb else "",
-        "interface": usb.interface if usb else None,
-        "location": usb.location if usb else "",
-        "speed": usb.speed if usb else "",
-        "driver": port.driver,
-        "numaNode": port.numa_node,
-        "links": list(port.links),
-        "sysfs": port.sysfs_path,
-    }

@@ -18,5 +18,11 @@ class Places:
     """The socket on which the kubelet tells who holds what."""
     link_dir: Path = Path("/run/usbplugin")
     """Stable links to device nodes; the same path on the host."""
+
     cdi_dir: Path = Path("/var/run/cdi")
     """CDI specs, for the container runtime."""
+
+    @property
+    def control_socket(self) -> Path:
+        """Where this node's daemon can be asked; nobody but root can."""
+        return self.link_dir / "usbplugin.sock"

@@ -11,6 +11,7 @@ import logging
 import os
 from collections import deque
 from contextlib import suppress
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from watchdog.events import (
@@ -28,7 +29,7 @@ from watchdog.observers import Observer
 from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from watchdog.observers.api import BaseObserver, ObservedWatch
@@ -95,12 +96,16 @@ class DirectoryWatch:
         """Stop watching; ``refresh`` starts again."""
         observer, self._observer = self._observer, None
         self._armed.clear()
-        if observer is not None and observer.is_alive():
-            observer.stop()
+        if observer is not None:
+            observer.stop()  # what is left of it, if one of its threads has died
             observer.join()
 
     def _refresh(self) -> None:
-        if self._observer is not None and not self._observer.is_alive():
+        if self._observer is not None and not _is_alive(self._observer):
+            _log.warning(
+                "a watching thread has died; watching anew",
+                extra=fields(directory=self._directory),
+            )
             self.stop()
         if self._observer is None:
             observer = Observer()
@@ -125,7 +130,7 @@ class DirectoryWatch:
         # The nearest ancestor that exists tells when the directory comes back.
         ancestor = next(path for path in self._directory.parents if path.is_dir())
         wanted = {path for path in (self._directory, ancestor) if path.is_dir()}
-        alive = {emitter.watch for emitter in observer.emitters if emitter.is_alive()}
+        alive = {emitter.watch for emitter in observer.emitters if _is_alive(emitter)}
         useless = {
             path
             for path, (watch, inode) in self._armed.items()
@@ -144,6 +149,13 @@ class DirectoryWatch:
                 )
                 self._armed[path] = (watch, inode)
         return bool(useless or missing)
+
+
+def _is_alive(part: Thread) -> bool:
+    """Whether a thread of watchdog's lives, and so do those that it hears from."""
+    return part.is_alive() and all(
+        other.is_alive() for other in vars(part).values() if isinstance(other, Thread)
+    )
 
 
 _Inode = tuple[int, int] | None

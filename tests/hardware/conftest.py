@@ -64,7 +64,7 @@ def qemu_serial() -> Iterator[QemuSerialFactory]:
 
 @pytest.fixture
 async def node() -> AsyncIterator[HardwareNode]:
-    """A kubelet, and a place for the plugin; it sees what ``gadget`` and ``qemu_serial`` plug in."""
+    """A kubelet, and a place for the plugin, which sees what other fixtures plug in."""
     async with HardwareNode() as node:
         yield node
 

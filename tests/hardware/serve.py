@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.node import SERIAL, BareNode, Process
 
+from .sysfs import Tty
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
 # Programs start slowly in an emulated machine.
 TIMEOUT = 30.0
@@ -20,8 +24,18 @@ resources:
 """
 
 
+def acm_id(serial: str, interface: int = 0) -> str:
+    """The ID of a gadget's acm function, by the gadget's default identifiers."""
+    return f"usb-2341:0043-{serial}-if{interface:02}"
+
+
 class HardwareNode(BareNode):
     """The kubelet's side of a machine whose USB devices are real."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = self.root / "config/config.yaml"
+        self.config.parent.mkdir()
 
     @asynccontextmanager
     async def serve(
@@ -37,12 +51,20 @@ class HardwareNode(BareNode):
             resources: The list of resources, in YAML.
             wrap: Makes a command that runs the given one in other surroundings.
         """
-        config = self.root / "config.yaml"
-        config.write_text(_CONFIG + resources + "\n")
-        known = len(self.kubelet.log.messages)
-        process = Process(wrap(self.command("--config", str(config), *flags)))
+        self.config.write_text(f"{_CONFIG}{resources}\n")
+        async with self.run(wrap(self.command("--config", str(self.config), *flags))) as process:
+            yield process
+
+    @asynccontextmanager
+    async def run(self, command: Sequence[str]) -> AsyncIterator[Process]:
+        """Run a command that is the plugin in one way or another, as ``serve`` does."""
+        log = self.kubelet.log
+        known = {message.endpoint for message in log.messages}
+        process = Process(command)
         try:
-            await self.kubelet.wait_for(lambda: len(self.kubelet.log.messages) > known, TIMEOUT)
+            await self.kubelet.wait_for(
+                lambda: any(message.endpoint not in known for message in log.messages), TIMEOUT
+            )
             yield process
         finally:
             process.kill()
@@ -51,7 +73,21 @@ class HardwareNode(BareNode):
         """Wait until exactly these devices are healthy."""
         await self.kubelet.wait_healthy(SERIAL, device_ids, TIMEOUT)
 
+    async def some_healthy(self, count: int) -> frozenset[str]:
+        """Wait until so many devices are healthy, and return their IDs."""
+        resource = self.kubelet.resource
+        await self.kubelet.wait_for(lambda: len(resource(SERIAL).healthy) == count, TIMEOUT)
+        return resource(SERIAL).healthy
+
     def states(self) -> dict[str, bool]:
         """All devices that the kubelet knows, and whether they are healthy."""
         devices = self.kubelet.resource(SERIAL).devices
         return {device.id: device.healthy for device in devices.values()}
+
+    def usb_device(self, device_id: str) -> Path:
+        """The USB device's directory in sysfs that the links of a device lead to."""
+        return Tty.named(Path(self.node_of(device_id)).name).device
+
+    def node_of(self, device_id: str, slot: str = "if00") -> str:
+        """The device node that a link of a device leads to."""
+        return os.path.realpath(self.link_dir / device_id / slot)

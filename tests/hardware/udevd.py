@@ -60,6 +60,10 @@ class Udevd:
             ["udevadm", "trigger", f"--action={action}", "--subsystem-match=tty"], check=True
         )
 
+    def reload(self) -> None:
+        """Let it read its rules anew."""
+        subprocess.run(["udevadm", "control", "--reload"], check=True)
+
     def settle(self) -> None:
         """Wait until its queue is empty."""
         subprocess.run(["udevadm", "settle", f"--timeout={TIMEOUT:.0f}"], check=True)

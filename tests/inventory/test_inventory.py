@@ -265,3 +265,25 @@ def test_a_bare_directory_entry_is_named_by_its_place() -> None:
         ),
     )
     assert len(ids) == 2
+
+
+def test_a_device_is_seen_under_a_new_name_before_its_old_one_is_known_to_be_gone() -> None:
+    old, new = usb_port("ttyUSB0"), usb_port("ttyUSB5")
+    for facts in ([all_ports(old, new)], [present(new), present(old)]):
+        replay = Replay()
+        replay(present(old))
+        assert replay(*facts) == {A: Health.READY}
+        assert replay(gone(old)) == {A: Health.READY}
+        assert replay.device(A).nodes == ("/dev/ttyUSB5",)
+
+
+def test_two_names_for_one_place_do_not_take_turns() -> None:
+    replay = Replay()
+    first, second = usb_port("ttyUSB0"), usb_port("ttyUSB5")
+    replay(all_ports(first, second))
+    for _ in range(20):
+        update = replay.inventory.apply([all_ports(first, second, reason="period")], replay.now)
+        assert update.changes == ()
+        assert replay.device(A).nodes == ("/dev/ttyUSB5",)
+    assert replay(all_ports(first)) == {A: Health.READY}
+    assert replay.device(A).nodes == ("/dev/ttyUSB0",)

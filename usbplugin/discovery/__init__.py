@@ -15,7 +15,7 @@ from usbplugin.discovery.port import (
     Readiness,
     UsbInterface,
 )
-from usbplugin.discovery.source import Post, Source
+from usbplugin.discovery.source import Listener, Post, Source
 
 __all__ = [
     "AllPorts",
@@ -23,6 +23,7 @@ __all__ = [
     "DirectorySource",
     "Fact",
     "IdentityMode",
+    "Listener",
     "Port",
     "PortGone",
     "PortPresent",

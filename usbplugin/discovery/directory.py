@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import threading
+import time
 from pathlib import Path
 from select import poll
 from typing import TYPE_CHECKING
@@ -60,6 +61,11 @@ class DirectorySource:
         self._waker = Waker()
         self._stopping = threading.Event()
         self._refused: frozenset[str] = frozenset()
+        self._learns_by = ""
+
+    @property
+    def learns_by(self) -> str:  # noqa: D102 -- Listener.learns_by
+        return self._learns_by
 
     def stop(self) -> None:  # noqa: D102 -- Source.stop
         self._stopping.set()
@@ -70,16 +76,21 @@ class DirectorySource:
         poller = poll()
         poller.register(self._waker.fileno())
         _log.info("directory source running", extra=fields(directory=self._directory))
-        reason = "start"
+        reason, noticed = "start", None
         try:
             while not self._stopping.is_set():
                 # In this order: what happens from here on wakes us again.
                 self._waker.clear()
                 live = watch.refresh()
-                post(AllPorts(self.name, self.scan(), reason))
+                self._learns_by = "inotify" if live else "polling"
+                post(AllPorts(self.name, self.scan(), reason, noticed))
                 interval = self._rescan_interval if live else _BLIND_RESCAN_INTERVAL
-                reason = "change" if poller.poll(interval * 1000) else "period"
+                if poller.poll(interval * 1000):
+                    reason, noticed = "change", time.monotonic()
+                else:
+                    reason, noticed = "period", None
         finally:
+            self._learns_by = ""
             watch.stop()
 
     def scan(self) -> tuple[Port, ...]:  # noqa: D102 -- Source.scan

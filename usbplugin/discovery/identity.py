@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import re
 from enum import Enum
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from usbplugin.discovery.port import Port
+    from usbplugin.discovery.port import Port, UsbInterface
 
 ID_LENGTH = 59
 """The API allows 63 characters (Device.ID in the device plugin API); four are left for suffixes."""
@@ -83,14 +84,20 @@ def candidate_ids(port: Port, mode: IdentityMode, unit: Unit = Unit.PORT) -> tup
     The last one is unique among ports that are present at the same time, whatever their
     descriptors claim, for it hangs on the port's name within its source.
     """
-    usb = port.usb
+    return _candidate_ids(port.usb, port.name, port.origin, port.slot, mode, unit)
+
+
+@lru_cache(maxsize=1024)  # a device that returns is asked for again
+def _candidate_ids(
+    usb: UsbInterface | None, name: str, origin: str, slot: str, mode: IdentityMode, unit: Unit
+) -> tuple[str, ...]:
     if usb is None:
-        return (_compose("dir-", port.name, "", port.origin),)
+        return (_compose("dir-", name, "", origin),)
     head = f"usb-{usb.vendor_id}:{usb.product_id}-"
-    tail = "" if unit is Unit.USB_DEVICE else f"-{port.slot}"
+    tail = "" if unit is Unit.USB_DEVICE else f"-{slot}"
     by_location = _compose(f"{head}at-", usb.location, tail)
-    last_resort = _compose(f"{head}at-", usb.location, tail, f"{port.origin}/{port.name}")
-    if has_serial_identity(port, mode):
+    last_resort = _compose(f"{head}at-", usb.location, tail, f"{origin}/{name}")
+    if _has_serial_identity(usb, mode):
         # A serial may not pass for a location: "at-" is the other namespace.
         serial = re.sub(r"\Aat-", "at_", usb.serial)
         by_serial = _compose(head, serial, tail, "" if serial == usb.serial else usb.serial)
@@ -98,13 +105,13 @@ def candidate_ids(port: Port, mode: IdentityMode, unit: Unit = Unit.PORT) -> tup
     return (by_location, last_resort)
 
 
-def has_serial_identity(port: Port, mode: IdentityMode) -> bool:
+def _has_serial_identity(usb: UsbInterface, mode: IdentityMode) -> bool:
     """Whether the first candidate hangs on the serial."""
-    if port.usb is None or mode is IdentityMode.LOCATION:
+    if mode is IdentityMode.LOCATION:
         return False
     if mode is IdentityMode.SERIAL:
-        return bool(port.usb.serial.strip())
-    return is_usable_serial(port.usb.serial)
+        return bool(usb.serial.strip())
+    return is_usable_serial(usb.serial)
 
 
 def _compose(head: str, text: str, tail: str, salt: str = "") -> str:

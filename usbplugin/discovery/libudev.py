@@ -7,21 +7,21 @@ imports it, and nothing here decides anything.
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyudev
 
 from usbplugin.errors import DiscoveryError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-_CONTROL_SOCKET = Path("/run/udev/control")
+_MOST_AT_ONCE = 256
+"""Uevents taken before they are heeded: a storm that does not end must not go unheeded."""
+_LONGEST_NAME = 255
+"""NAME_MAX: udevd records longer links too, but cannot make them."""
 
 
 class MonitorOverflowError(Exception):
@@ -48,11 +48,6 @@ class DatabaseEntry:
     links: tuple[str, ...]
 
 
-def udevd_is_running() -> bool:
-    """Whether there is a udevd whose database will tell when it has finished with a device."""
-    return _CONTROL_SOCKET.exists()
-
-
 class Libudev:
     """A libudev context."""
 
@@ -70,11 +65,6 @@ class Libudev:
                 "or run with --no-udev and a --device-dir"
             ) from error
 
-    def tty_names(self) -> Iterator[str]:
-        """Kernel names of all ttys there are."""
-        for device in self._context.list_devices(subsystem="tty"):
-            yield str(device.sys_name)
-
     def database_entry(self, sysfs_path: str) -> DatabaseEntry:
         """What udevd's database holds of the device at ``sysfs_path``.
 
@@ -87,13 +77,7 @@ class Libudev:
         return DatabaseEntry(
             initialized=bool(device.is_initialized),
             initialized_usec=int(device.properties.get("USEC_INITIALIZED", "0")),
-            links=tuple(
-                sorted(
-                    link
-                    for link in map(str, device.device_links)
-                    if link.startswith("/dev/serial/")
-                )
-            ),
+            links=tuple(sorted(filter(_is_serial_link, map(str, device.device_links)))),
         )
 
     def monitor(self, receive_buffer: int) -> Monitor:
@@ -125,32 +109,41 @@ class Monitor:
         """The netlink socket; readable when there is a uevent of any subsystem, or an overflow."""
         return int(self._monitor.fileno())
 
-    def receive(self) -> Uevent | None:
-        """Take one uevent; None if it was of another subsystem, or there was none.
+    def receive(self) -> list[Uevent]:
+        """Take the uevents that have come.
 
         Raises:
             MonitorOverflowError: uevents were lost.
             OSError: the socket is of no more use.
         """
-        for _, event in self._readable.poll(0):
-            if event & ~select.POLLIN:
+        uevents = []
+        for _ in range(_MOST_AT_ONCE):
+            ready = self._readable.poll(0)
+            if not ready:
+                break
+            if ready[0][1] & ~select.POLLIN and (code := self._pending_error()):
                 # pyudev's poll would raise for this without telling why.
-                with closing(
-                    socket.fromfd(self.fileno(), socket.AF_NETLINK, socket.SOCK_RAW)
-                ) as copy:
-                    self._raise(copy.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
-        device: Any = None
-        try:
-            device = self._monitor.poll(0)
-        except OSError as error:
-            self._raise(error.errno or errno.EIO)
-        if device is None:
-            return None
-        return Uevent(action=str(device.action), name=str(device.sys_name))
+                raise _failure(code)
+            try:
+                device: Any = self._monitor.poll(0)
+            except OSError as error:
+                raise _failure(error.errno or errno.EIO) from error
+            # None stands for one of another subsystem.
+            if device is not None:
+                uevents.append(Uevent(action=str(device.action), name=str(device.sys_name)))
+        return uevents
 
-    @staticmethod
-    def _raise(code: int) -> None:
-        if code == errno.ENOBUFS:
-            raise MonitorOverflowError
-        if code:
-            raise OSError(code, "uevent monitor failed")
+    def _pending_error(self) -> int:
+        with closing(socket.fromfd(self.fileno(), socket.AF_NETLINK, socket.SOCK_RAW)) as copy:
+            return copy.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+
+def _failure(code: int) -> Exception:
+    if code == errno.ENOBUFS:
+        return MonitorOverflowError()
+    return OSError(code, "uevent monitor failed")
+
+
+def _is_serial_link(link: str) -> bool:
+    name = os.path.basename(link)  # noqa: PTH119 -- a str, as libudev has it
+    return link.startswith("/dev/serial/") and len(os.fsencode(name)) <= _LONGEST_NAME

@@ -6,7 +6,7 @@ This module owns the vocabulary of discovery. It does no I/O and knows nothing o
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -114,6 +114,8 @@ class PortPresent:
 
     source: str
     port: Port
+    noticed: float | None = field(default=None, compare=False)
+    """When the source noticed that something changed (``time.monotonic``), if it did notice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,7 @@ class PortGone:
 
     source: str
     name: str
+    noticed: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +134,8 @@ class AllPorts:
     source: str
     ports: tuple[Port, ...]
     reason: str
-    """Why it looked: ``start``, ``period``, ``overflow``, ``restart``, ``change``."""
+    """Why it looked: ``start``, ``period``, ``overflow`` or ``change``."""
+    noticed: float | None = field(default=None, compare=False)
 
 
 Fact = PortPresent | PortGone | AllPorts

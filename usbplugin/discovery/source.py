@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from usbplugin.discovery.port import Fact
 
@@ -39,6 +39,15 @@ class Source(Protocol):
 
     def stop(self) -> None:
         """Make ``run`` return soon. Thread-safe; a source that was stopped stays stopped."""
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """A source that can say how it learns of changes."""
+
+    @property
+    def learns_by(self) -> str:
+        """``uevents``, ``inotify``, ``polling``, or empty as long as it does not run."""
 
 
 class Waker:

@@ -2,11 +2,13 @@
 
 sysfs is there with and without udevd, in every namespace, and holds descriptors as raw bytes.
 Attributes may vanish between two reads, since cables get pulled: a vanished port is ``None``.
+Paths are strings in here: a port is read in a storm of others, and ``pathlib`` is ten times slower.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING
 from usbplugin.discovery.port import DeviceNumber, UsbInterface, printable
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 _ROOT_HUB = re.compile(r"usb\d+")
 # Platform glue between a SoC's USB block and its host controller; its number is handed out in probe
@@ -22,6 +24,8 @@ _ROOT_HUB = re.compile(r"usb\d+")
 _NUMBERED_CONTROLLER = re.compile(r"(xhci|ehci|ohci|uhci)-hcd\..*")
 _SUPER_SPEED = 5000.0
 _VANISHED = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR, errno.EIO})
+_LARGEST_ATTRIBUTE = 4096
+"""sysfs gives a page at most (Documentation/filesystems/sysfs.rst)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +33,15 @@ class Tty:
     """What sysfs tells of one tty on USB."""
 
     path: str
+    inode: int
+    """Of its directory in sysfs: another one of the same name and place has another."""
     number: DeviceNumber
     driver: str
     usb: UsbInterface
     numa_node: int | None
 
 
-def read_tty(sysfs_path: Path) -> Tty | None:
+def read_tty(sysfs_path: str | os.PathLike[str]) -> Tty | None:
     """Read the tty at ``sysfs_path`` (e.g. ``/sys/class/tty/ttyUSB0``).
 
     Returns:
@@ -45,88 +51,126 @@ def read_tty(sysfs_path: Path) -> Tty | None:
         OSError: sysfs itself could not be read, for another reason than a vanished device.
     """
     try:
-        return _read_tty(sysfs_path.resolve(strict=True))
+        return _read_tty(_followed(os.fspath(sysfs_path)))
     except OSError as error:
         if error.errno in _VANISHED:
             return None
         raise
 
 
-def _read_tty(tty: Path) -> Tty | None:
+def inode_of(sysfs_path: str) -> int | None:
+    """What ``Tty.inode`` is of the tty that is there now; None if there is none."""
+    try:
+        return os.stat(sysfs_path).st_ino  # noqa: PTH116
+    except OSError:
+        return None
+
+
+def _read_tty(tty: str) -> Tty | None:
+    inode = os.stat(tty).st_ino  # noqa: PTH116
     interface = _ancestor_with(tty, "bInterfaceNumber")
     device = interface and _ancestor_with(interface, "idVendor")
-    if interface is None or device is None:
+    if not interface or not device:
         return None
-    parent = (tty / "device").resolve(strict=True)
-    driver = parent / "driver"
-    major, _, minor = _text(tty / "dev").partition(":")
-    return Tty(
-        path=str(tty),
-        number=DeviceNumber(int(major), int(minor)),
-        # usb-serial binds a port device below the interface, cdc-acm the interface itself.
-        driver=driver.resolve().name if driver.exists() else "",
-        usb=UsbInterface(
-            vendor_id=_text(device / "idVendor"),
-            product_id=_text(device / "idProduct"),
-            serial=_descriptor(device / "serial"),
-            manufacturer=_descriptor(device / "manufacturer"),
-            product=_descriptor(device / "product"),
-            interface=int(_text(interface / "bInterfaceNumber"), 16),
-            port_number=int(_optional(parent / "port_number") or 0),
-            location=_location(device),
-            speed=_optional(device / "speed"),
-        ),
-        numa_node=_numa_node(device),
+    parent = _followed(f"{tty}/device")
+    usb = UsbInterface(
+        vendor_id=_text(f"{device}/idVendor"),
+        product_id=_text(f"{device}/idProduct"),
+        serial=_descriptor(f"{device}/serial"),
+        manufacturer=_descriptor(f"{device}/manufacturer"),
+        product=_descriptor(f"{device}/product"),
+        interface=int(_text(f"{interface}/bInterfaceNumber"), 16),
+        port_number=int(_optional(f"{parent}/port_number") or 0),
+        location=_location(device),
+        speed=_optional(f"{device}/speed"),
     )
+    driver, numa_node = _driver(parent), _numa_node(device)
+    # Last: a tty goes before its device does, so what was read until here was all there.
+    major, _, minor = _text(f"{tty}/dev").partition(":")
+    return Tty(tty, inode, DeviceNumber(int(major), int(minor)), driver, usb, numa_node)
 
 
-def _ancestor_with(path: Path, attribute: str) -> Path | None:
-    for candidate in (path, *path.parents):
-        if (candidate / attribute).exists():
-            return candidate
-    return None
+def _followed(path: str) -> str:
+    """Where a link of sysfs leads: each is one step, relative, to a directory."""
+    try:
+        target = os.readlink(path)  # noqa: PTH115
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # no link
+            return path
+        raise
+    return os.path.normpath(os.path.join(os.path.dirname(path), target))  # noqa: PTH118, PTH120
 
 
-def _location(device: Path) -> str:
+def _ancestor_with(path: str, attribute: str) -> str:
+    """The nearest of ``path`` and its parents that has the attribute; empty if none does."""
+    return next((p for p in (path, *_parents(path)) if os.path.exists(f"{p}/{attribute}")), "")  # noqa: PTH110
+
+
+def _parents(path: str) -> Iterator[str]:
+    while path.count("/") > 1:
+        path = path.rpartition("/")[0]
+        yield path
+
+
+def _driver(parent: str) -> str:
+    # usb-serial binds a port device below the interface, cdc-acm the interface itself.
+    try:
+        return _name(os.readlink(f"{parent}/driver"))  # noqa: PTH115
+    except FileNotFoundError:
+        return ""
+
+
+def _location(device: str) -> str:
     """Controller and port chain: ``1-1.2`` on 0000:00:14.0's bus 1 is ``0000:00:14.0-1.2``.
 
     Bus numbers depend on the order in which controllers were found, so they are left out; an xHCI
     controller's second (SuperSpeed) root hub has port numbers of its own, marked ``ss``.
     """
-    root_hub = next((p for p in (device, *device.parents) if _ROOT_HUB.fullmatch(p.name)), None)
-    if root_hub is None:
-        return device.name
-    controller = root_hub.parent
-    if _NUMBERED_CONTROLLER.fullmatch(controller.name):
-        controller = controller.parent
-    chain = device.name.partition("-")[2]
-    speed = _optional(root_hub / "speed")
-    return f"{controller.name}-{'ss' if speed and float(speed) >= _SUPER_SPEED else ''}{chain}"
+    root_hub = next((p for p in (device, *_parents(device)) if _ROOT_HUB.fullmatch(_name(p))), "")
+    if not root_hub:
+        return _name(device)
+    controller, *above = map(_name, _parents(root_hub))
+    if above and _NUMBERED_CONTROLLER.fullmatch(controller):
+        controller = above[0]
+    chain = _name(device).partition("-")[2]
+    speed = _optional(f"{root_hub}/speed")
+    return f"{controller}-{'ss' if speed and float(speed) >= _SUPER_SPEED else ''}{chain}"
 
 
-def _numa_node(device: Path) -> int | None:
+def _numa_node(device: str) -> int | None:
     """The NUMA node of the nearest ancestor that has one (the controller's PCI device)."""
-    for ancestor in device.parents:
-        if value := _optional(ancestor / "numa_node"):
+    for ancestor in _parents(device):
+        if value := _optional(f"{ancestor}/numa_node"):
             return int(value) if int(value) >= 0 else None
     return None
 
 
-def _descriptor(path: Path) -> str:
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _descriptor(path: str) -> str:
     """A string descriptor, rendered printable; empty if the device has none."""
     try:
-        raw = path.read_bytes()
+        return printable(_bytes(path).removesuffix(b"\n"))
     except FileNotFoundError:
         return ""
-    return printable(raw.removesuffix(b"\n"))
 
 
-def _text(path: Path) -> str:
-    return path.read_text("ascii", "replace").strip()
+def _text(path: str) -> str:
+    return _bytes(path).decode("ascii", "replace").strip()
 
 
-def _optional(path: Path) -> str:
+def _optional(path: str) -> str:
     try:
         return _text(path)
     except FileNotFoundError:
         return ""
+
+
+def _bytes(path: str) -> bytes:
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(file, _LARGEST_ATTRIBUTE)
+    finally:
+        os.close(file)

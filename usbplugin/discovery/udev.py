@@ -8,55 +8,37 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import select
-import stat
 import threading
 import time
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from usbplugin.discovery.libudev import (
-    Libudev,
-    Monitor,
-    MonitorOverflowError,
-    udevd_is_running,
-)
-from usbplugin.discovery.port import AllPorts, DeviceNumber, Port, PortGone, PortPresent, Readiness
+from usbplugin.discovery.database import CONTROL_SOCKET, DatabaseWatch, udevd_is_running
+from usbplugin.discovery.libudev import Libudev, Monitor, MonitorOverflowError
+from usbplugin.discovery.port import AllPorts, PortGone, PortPresent
+from usbplugin.discovery.sightings import Look, Sightings
 from usbplugin.discovery.source import Waker
-from usbplugin.discovery.sysfs import Tty, read_tty
 from usbplugin.errors import DiscoveryError
 from usbplugin.telemetry.logs import fields
 from usbplugin.watch import DirectoryWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
+    from usbplugin.discovery.port import Port
     from usbplugin.discovery.source import Post
 
 _log = logging.getLogger(__name__)
 
 DEFAULT_NODES = ("/dev/ttyUSB*", "/dev/ttyACM*")
 
-_CLASS = Path("/sys/class/tty")
 _DEV = Path("/dev")
 _RECEIVE_BUFFER = 1 << 20
 _BLIND_RESCAN_INTERVAL = 1.0
-# udevd takes some 50 ms for a tty: look often at first, then ever more rarely.
-_FIRST_LOOK = 0.005
-_LOOK_GROWTH = 1.15
-_LONGEST_LOOK = 0.5
-
-
-@dataclass(slots=True)
-class _Settling:
-    """A port that udevd has yet to finish with."""
-
-    deadline: float
-    next_look: float
-    interval: float = _FIRST_LOOK
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +51,13 @@ class UdevTiming:
     """How often everything is looked at, whatever the events said."""
 
 
-@dataclass(slots=True)
-class _State:
-    """What one run knows; gone with it, since a new run looks at everything again."""
+@dataclass(frozen=True, slots=True)
+class _Watches:
+    """What one run is told by; each may be missing, and then something else has to do."""
 
-    settling: dict[str, _Settling] = field(default_factory=dict)
-    seen_usec: dict[str, int] = field(default_factory=dict)
-    """USEC_INITIALIZED as last seen, per name."""
-    stale_usec: dict[str, int] = field(default_factory=dict)
-    """That of a device that has gone: udevd may not have deleted its entry yet."""
+    monitor: Monitor
+    devices: DirectoryWatch | None
+    database: DatabaseWatch | None
 
 
 class UdevSource:
@@ -108,97 +88,150 @@ class UdevSource:
         self._waker = Waker()
         self._stopping = threading.Event()
         self._look_again = threading.Event()
-        self._state = _State()
+        self._learns_by = ""
+
+    @property
+    def learns_by(self) -> str:  # noqa: D102 -- Listener.learns_by
+        return self._learns_by
 
     def stop(self) -> None:  # noqa: D102 -- Source.stop
         self._stopping.set()
         self._waker.wake()
 
     def scan(self) -> tuple[Port, ...]:  # noqa: D102 -- Source.scan
-        names = [name for name in self._udev.tty_names() if self._wants(name)]
-        ports = (self._read(name) for name in sorted(names))
-        return tuple(port for port in ports if port is not None)
+        looks = self._sightings().look_at_all(self._wants)
+        return tuple(look.port for look in looks if look.port is not None)
 
     def run(self, post: Post) -> None:  # noqa: D102 -- Source.run
-        self._state = _State()
-        watch = DirectoryWatch(_DEV, self._rescan_soon) if _uevents_cannot_arrive() else None
+        # A new run looks at everything again.
+        sightings = self._sightings()
+        reason = "start"
+        with ExitStack() as exits:
+            devices = self._watch_devices(exits)
+            database = _watch_database(exits)
+            sightings.told = database is not None and database.refresh()
+            self._say_how_it_learns(sightings)
+            try:
+                while not self._stopping.is_set():
+                    # Before the enumeration, or a device plugged in between is lost.
+                    monitor = self._udev.monitor(self._receive_buffer)
+                    self._post_all(sightings, post, reason)
+                    try:
+                        self._follow(_Watches(monitor, devices, database), sightings, post)
+                    except MonitorOverflowError:
+                        reason = "overflow"
+                        _log.warning("uevents were lost in a storm; looking at everything again")
+            finally:
+                self._learns_by = ""
+
+    def _sightings(self) -> Sightings:
+        return Sightings(self._udev, self._timing.settle_deadline)
+
+    def _watch_devices(self, exits: ExitStack) -> DirectoryWatch | None:
+        """In place of uevents, where there are none."""
+        if not uevents_cannot_arrive():
+            self._learns_by = "uevents"
+            return None
+        watch = DirectoryWatch(_DEV, self._rescan_soon)
+        exits.callback(watch.stop)
+        self._learns_by = "inotify"
+        return watch
+
+    def _say_how_it_learns(self, sightings: Sightings) -> None:
+        udevd = udevd_is_running()
+        uevents = "the kernel's"
+        if self._learns_by != "uevents":
+            uevents = "none reach this user namespace: /dev is watched"
+        database = "none"
+        if udevd:
+            database = "followed" if sightings.told else "read again and again"
         _log.info(
             "udev source running",
             extra=fields(
-                uevents="none in this user namespace: watching /dev" if watch else "kernel",
-                udevd="yes" if udevd_is_running() else "no (no /run/udev/control)",
+                uevents=uevents,
+                udevd="running" if udevd else "not seen",
+                database=database,
                 nodes=self._nodes,
             ),
         )
-        reason = "start"
-        try:
-            while not self._stopping.is_set():
-                # Before the enumeration, or a device plugged in between is lost.
-                monitor = self._udev.monitor(self._receive_buffer)
-                self._post_all(post, reason)
-                try:
-                    self._follow(monitor, post, watch)
-                except MonitorOverflowError:
-                    reason = "overflow"
-                    _log.warning("uevents were lost in a storm; looking at everything again")
-        finally:
-            if watch is not None:
-                watch.stop()
+        if not udevd:
+            _log.warning(
+                "no udevd is seen here: ports are taken as the kernel makes them",
+                extra=fields(
+                    missing=CONTROL_SOCKET,
+                    hint="if one runs on this node, mount all of /run/udev, read-only",
+                ),
+            )
 
-    def _follow(self, monitor: Monitor, post: Post, watch: DirectoryWatch | None) -> None:
+    def _follow(self, watches: _Watches, sightings: Sightings, post: Post) -> None:
         poller = select.poll()
-        poller.register(monitor.fileno(), select.POLLIN)
-        poller.register(self._waker.fileno(), select.POLLIN)
+        for watch in (watches.monitor, self._waker, watches.database):
+            if watch is not None:
+                poller.register(watch.fileno(), select.POLLIN)
         interval = self._timing.rescan_interval
         next_rescan = time.monotonic() + interval
         while not self._stopping.is_set():
-            if watch is not None and not watch.refresh():
+            if self._is_blind(watches.devices):
                 next_rescan = min(next_rescan, time.monotonic() + _BLIND_RESCAN_INTERVAL)
-            looks = (settling.next_look for settling in self._state.settling.values())
-            wait = max(0.0, min(next_rescan, *looks, math.inf) - time.monotonic())
-            ready = dict(poller.poll(math.ceil(wait * 1000)))
-            if self._waker.fileno() in ready:
-                self._waker.clear()
-            if monitor.fileno() in ready:
-                self._receive(monitor, post)
+            wait = max(0.0, min(next_rescan, sightings.next_look) - time.monotonic())
+            ready = {file for file, _ in poller.poll(math.ceil(wait * 1000))}
+            names = self._told(watches, ready, sightings)
             now = time.monotonic()
-            for name, settling in list(self._state.settling.items()):
-                if settling.next_look <= now:
-                    self._look(name, post)
+            names |= sightings.due(now)
+            if names:
+                self._post_looks([sightings.look(name) for name in names], post)
             if self._look_again.is_set():
                 self._look_again.clear()
-                self._post_all(post, "change")
+                self._post_all(sightings, post, "change")
             elif next_rescan <= now:
                 next_rescan = now + interval
-                self._post_all(post, "period")
+                self._post_all(sightings, post, "period")
 
-    def _receive(self, monitor: Monitor, post: Post) -> None:
+    def _is_blind(self, devices: DirectoryWatch | None) -> bool:
+        if devices is None:
+            return False
+        live = devices.refresh()
+        self._learns_by = "inotify" if live else "polling"
+        return not live
+
+    def _told(self, watches: _Watches, ready: set[int], sightings: Sightings) -> set[str]:
+        """The names to look at, by what is ready to be read."""
+        names: set[str] = set()
+        if self._waker.fileno() in ready:
+            self._waker.clear()
+        if watches.monitor.fileno() in ready:
+            names |= self._receive(watches.monitor)
+        if watches.database is not None:
+            if watches.database.fileno() in ready:
+                names |= sightings.heard(watches.database.changed())
+            # Before the look, so that what is written after the look is told of.
+            sightings.told = watches.database.refresh()
+        return names
+
+    def _receive(self, monitor: Monitor) -> set[str]:
+        """The names that uevents are about. Whatever has happened: a look will tell."""
         try:
-            uevent = monitor.receive()
+            uevents = monitor.receive()
         except OSError as error:
             raise DiscoveryError(f"the uevent monitor failed: {error}") from error
-        if uevent is None or not self._wants(uevent.name):
-            return
-        if uevent.action == "remove":
-            self._forget(uevent.name)
-        self._look(uevent.name, post)
+        return {uevent.name for uevent in uevents if self._wants(uevent.name)}
 
-    def _forget(self, name: str) -> None:
-        """The device behind ``name`` has gone, even if another one has taken the name already."""
-        self._state.settling.pop(name, None)
-        if usec := self._state.seen_usec.pop(name, 0):
-            self._state.stale_usec[name] = usec
+    def _post_looks(self, looks: Iterable[Look], post: Post) -> None:
+        # Who came first keeps a disputed ID: in the order in which a restarted plugin sees them.
+        for look in sorted(looks, key=_arrival):
+            if look.replaced or look.port is None:
+                post(PortGone(self.name, look.name, look.noticed))
+            if look.port is not None:
+                post(PortPresent(self.name, look.port, look.noticed))
 
-    def _look(self, name: str, post: Post) -> None:
-        port = self._read(name)
-        if port is None:
-            self._forget(name)
-            post(PortGone(self.name, name))
-        else:
-            post(PortPresent(self.name, port))
-
-    def _post_all(self, post: Post, reason: str) -> None:
-        post(AllPorts(self.name, self.scan(), reason))
+    def _post_all(self, sightings: Sightings, post: Post, reason: str) -> None:
+        noticed = time.monotonic() if reason == "change" else None
+        looks = list(sightings.look_at_all(self._wants))
+        for look in looks:
+            if look.replaced:
+                post(PortGone(self.name, look.name, noticed))
+        ports = tuple(look.port for look in looks if look.port is not None)
+        post(AllPorts(self.name, ports, reason, noticed))
 
     def _rescan_soon(self) -> None:
         self._look_again.set()
@@ -207,70 +240,25 @@ class UdevSource:
     def _wants(self, name: str) -> bool:
         return any(fnmatchcase(f"/dev/{name}", pattern) for pattern in self._nodes)
 
-    def _read(self, name: str) -> Port | None:
-        try:
-            tty = read_tty(_CLASS / name)
-        except OSError as error:
-            raise DiscoveryError(f"cannot read {_CLASS / name}: {error}") from error
-        if tty is None:
-            return None
-        entry = self._udev.database_entry(tty.path)
-        node = f"/dev/{name}"
-        settled = entry.initialized and entry.initialized_usec != self._state.stale_usec.get(name)
-        if settled:
-            self._state.stale_usec.pop(name, None)
-            self._state.seen_usec[name] = entry.initialized_usec
-        return Port(
-            name=name,
-            node=node,
-            number=tty.number,
-            usb=tty.usb,
-            sysfs_path=tty.path,
-            driver=tty.driver,
-            numa_node=tty.numa_node,
-            links=entry.links if settled else (),
-            readiness=self._readiness(name, settled=settled),
-            fault=_fault(node, tty),
-            initialized_usec=entry.initialized_usec if settled else 0,
-        )
 
-    def _readiness(self, name: str, *, settled: bool) -> Readiness:
-        if settled:
-            self._state.settling.pop(name, None)
-            return Readiness.READY
-        if not udevd_is_running():
-            self._state.settling.pop(name, None)
-            return Readiness.UNCONFIRMED
-        now = time.monotonic()
-        settling = self._state.settling.get(name)
-        if settling is None:
-            settling = _Settling(now + self._timing.settle_deadline, now + _FIRST_LOOK)
-            self._state.settling[name] = settling
-        elif now >= settling.deadline:
-            # Kept out of the timer's way; a change event or the next rescan looks again.
-            settling.next_look = math.inf
-            return Readiness.UNCONFIRMED
-        elif now >= settling.next_look:
-            settling.interval = min(settling.interval * _LOOK_GROWTH, _LONGEST_LOOK)
-            settling.next_look = min(now + settling.interval, settling.deadline)
-        return Readiness.SETTLING
+def _arrival(look: Look) -> tuple[int, str]:
+    return (look.port.initialized_usec if look.port else 0, look.name)
 
 
-def _fault(node: str, tty: Tty) -> str:
-    """Why the node is not what sysfs says it should be; empty if it is."""
+def _watch_database(exits: ExitStack) -> DatabaseWatch | None:
     try:
-        status = os.stat(node)  # noqa: PTH116 -- the numbers of what a link leads to
+        watch = DatabaseWatch()
     except OSError as error:
-        return f"{node}: {error.strerror}"
-    if not stat.S_ISCHR(status.st_mode):
-        return f"{node} is not a character device"
-    number = DeviceNumber.of(status.st_rdev)
-    if number != tty.number:
-        return f"{node} has device number {number}, sysfs says {tty.number}"
-    return ""
+        _log.warning(
+            "inotify is not available; reading udevd's database again and again instead",
+            extra=fields(error=error, hint="raise fs.inotify.max_user_instances"),
+        )
+        return None
+    exits.callback(watch.close)
+    return watch
 
 
-def _uevents_cannot_arrive() -> bool:
+def uevents_cannot_arrive() -> bool:
     """Whether this is a user namespace: the kernel sends it no uevents (lib/kobject_uevent.c)."""
     try:
         first = Path("/proc/self/uid_map").read_text().split()

@@ -57,6 +57,8 @@ class Inventory:
         self._records: dict[str, Record] = {}
         self._record_of: dict[Key, Record] = {}
         self._key_of: dict[DeviceNumber, Key] = {}
+        self._superseded: dict[Key, Key] = {}
+        """Ports whose device was seen under a later name, and that name."""
         self._asked_at: float | None = None
         self._dirty: set[str] = set()
         self._published: dict[str, Device] = {}
@@ -86,6 +88,10 @@ class Inventory:
         """What the container that holds a device was given, by slot; empty if nobody was."""
         record = self._records.get(device_id)
         return record.handed_over if record else {}
+
+    def memory(self, device_id: str) -> Memory:
+        """What is to be remembered of a device that is listed."""
+        return self._remembered[device_id]
 
     @property
     def device_ids(self) -> AbstractSet[str]:
@@ -196,7 +202,9 @@ class Inventory:
 
     def _arrive(self, key: Key, port: Port, now: float) -> None:
         before = self._ports.get(key)
-        if before == port and key in self._record_of:
+        if before == port and (
+            key in self._record_of or self._superseded.get(key) in self._record_of
+        ):
             return
         if before is not None and fingerprint(before) != fingerprint(port):
             self._leave(key, now)  # another device took the name, and its leaving went unseen
@@ -205,7 +213,7 @@ class Inventory:
         if port.readiness is Readiness.SETTLING:
             return  # not yet; and a known one is no less usable while udevd looks at it again
         if record is None:
-            record = self._recognise(key, port)
+            record = self._recognise(key, port, now)
             if record is None:
                 return
             self._record_of[key] = record
@@ -216,38 +224,52 @@ class Inventory:
         self._dirty.add(record.id)
 
     def _leave(self, key: Key, now: float) -> None:
-        port = self._ports.pop(key, None)
+        self._lose(key, now)
+        self._ports.pop(key, None)
+        self._superseded.pop(key, None)
+
+    def _lose(self, key: Key, now: float) -> None:
+        """No device is behind that port any longer."""
         record = self._record_of.pop(key, None)
-        if port is not None and record is not None:
-            record.leave(port.slot, now)
-            self._release(record.ports[port.slot].number, key)
+        if record is not None:
+            slot = self._ports[key].slot
+            record.leave(slot, now)
+            self._release(record.ports[slot].number, key)
             self._dirty.add(record.id)
 
     def _release(self, number: DeviceNumber, key: Key) -> None:
         if self._key_of.get(number) == key:
             del self._key_of[number]
 
-    def _recognise(self, key: Key, port: Port) -> Record | None:
+    def _recognise(self, key: Key, port: Port, now: float) -> Record | None:
         """The record of the device behind ``port``: one that is there, was away, or is new."""
         rule = first_match(self._rules, port)
         elsewhere = self._key_of.get(port.number)
         if rule is None or (elsewhere is not None and elsewhere[0] != key[0]):
             return None  # nobody's, or another source has this very character device
-        device_id = self._identify(port, rule)
+        device_id = self._identify(key, port, rule, now)
         record = self._records.get(device_id)
         if record is None:
             record = self._records[device_id] = Record(device_id, rule)
         record.rule = rule
         return record
 
-    def _identify(self, port: Port, rule: ResourceRule) -> str:
+    def _identify(self, key: Key, port: Port, rule: ResourceRule, now: float) -> str:
         candidates = candidate_ids(port, rule.identity, rule.unit)
         known = [self._records[name] for name in candidates if name in self._records]
         whole = fingerprint(port, rule.unit)
         for record in known:
             # Another port of a device that is here, or a device back where it was: certainly it.
-            if port.slot not in record.present and self._fingerprint_of(record) == whole:
-                return record.id
+            if self._fingerprint_of(record) == whole:
+                seen_as = record.present.get(port.slot)
+                if seen_as is None:
+                    return record.id
+                if seen_as[0] == key[0]:
+                    # A place holds one device: it is here under a new name, and the loss of the
+                    # old one is still to be heard of.
+                    self._lose(seen_as, now)
+                    self._superseded[seen_as] = key
+                    return record.id
         for candidate in candidates[:-1]:
             holder = self._records.get(candidate)
             if holder is None or not (holder.present or self._has_twin(holder)):

@@ -119,8 +119,12 @@ class Record:
         return f"{nodes} {'is' if len(self.ports) == 1 else 'are'} gone: unplugged"
 
     def _is_flapping(self, policy: HealthPolicy, now: float) -> bool:
-        recent = sum(departure > now - policy.flap_window for departure in self.departures)
-        if recent < policy.flaps and self.health is not Health.FLAPPING:
+        often = (
+            len(self.departures) >= policy.flaps
+            # The oldest of the last so many.
+            and self.departures[-policy.flaps] > now - policy.flap_window
+        )
+        if not often and self.health is not Health.FLAPPING:
             return False
         if now < self.last_move + policy.flap_quiet:
             return True

@@ -83,14 +83,20 @@ class PluginDirectory:
                 continue
             # Between bind and listen a live one looks dead, for microseconds; it would notice that
             # its socket is gone and start a new generation.
-            path.unlink(missing_ok=True)
-            _log.info(
-                "socket of a dead instance removed", extra=fields(resource=resource, socket=path)
-            )
+            if self.remove_socket(path):
+                _log.info(
+                    "socket of a dead instance removed",
+                    extra=fields(resource=resource, socket=path),
+                )
 
-    def remove_socket(self, path: Path) -> None:
-        """Delete a socket of our own, if gRPC or the kubelet has not done so."""
-        path.unlink(missing_ok=True)
+    def remove_socket(self, path: Path) -> bool:
+        """Delete a socket, if gRPC or the kubelet has not done so; False if it has to stay."""
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:  # it does no harm: nobody answers there, and no name is used twice
+            _log.warning("socket not removed", extra=fields(socket=path, error=error))
+            return False
+        return True
 
     async def watch(self, on_change: Callable[[], None]) -> None:
         """Call ``on_change`` in this event loop whenever a look at the directory is due."""

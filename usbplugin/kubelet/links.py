@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from usbplugin.discovery.identity import ID_FORM
@@ -28,33 +29,45 @@ _TEMPORARY = ".new-"
 
 
 class LinkDirectory:
-    """Keeps the links of all devices below one directory."""
+    """Keeps the links of all devices below one directory.
+
+    Every change of a device passes through here before the kubelet hears of it: hence plain
+    strings, and no system call that is not needed.
+    """
 
     def __init__(self, directory: Path) -> None:
         """Use ``directory``, which is created when the first link is."""
         self._directory = directory
-        self._good: set[Path] = set()
+        self._prefix = f"{directory}/"
+        self._good: set[str] = set()
         self._complained = False
 
     def host_path(self, device: Device, port: Port) -> str:
-        """Where on the host the port is found: its link, or its node where no link can be kept."""
-        link = self._directory / device.id / port.slot
-        return str(link) if link in self._good else port.node
+        """Where on the host the port is found: its link, or its node where no link can be kept.
+
+        A link that somebody has deleted or changed is made again.
+        """
+        link = self._link(device, port)
+        self._update(link, device, port)
+        return link if link in self._good else port.node
 
     def update(self, device: Device) -> None:
         """Make the device's links lead to its nodes, or nowhere if it is away."""
         for port in device.ports:
-            link = self._directory / device.id / port.slot
-            try:
-                if device.health.is_there:
-                    _point(link, port.node)
-                    self._good.add(link)
-                else:
-                    self._good.discard(link)
-                    link.unlink(missing_ok=True)
-            except OSError as error:
+            self._update(self._link(device, port), device, port)
+
+    def _update(self, link: str, device: Device, port: Port) -> None:
+        try:
+            if device.health.is_there:
+                if _point(link, port.node):
+                    self._complained = False
+                self._good.add(link)
+            else:
                 self._good.discard(link)
-                self._complain(error)
+                _remove(link)
+        except OSError as error:
+            self._good.discard(link)
+            self._complain(error)
 
     def forget(self, device_id: str) -> None:
         """Remove what is left of a device that is not remembered any longer."""
@@ -62,7 +75,7 @@ class LinkDirectory:
         try:
             for entry in folder.iterdir() if folder.is_dir() else ():
                 entry.unlink(missing_ok=True)
-                self._good.discard(entry)
+                self._good.discard(str(entry))
             if folder.is_dir():
                 folder.rmdir()
         except OSError as error:
@@ -73,6 +86,9 @@ class LinkDirectory:
         for device_id in self._folders():
             if device_id not in device_ids:
                 self.forget(device_id)
+
+    def _link(self, device: Device, port: Port) -> str:
+        return f"{self._prefix}{device.id}/{port.slot}"
 
     def _folders(self) -> Iterable[str]:
         try:
@@ -98,12 +114,25 @@ class LinkDirectory:
             )
 
 
-def _point(link: Path, node: str) -> None:
-    """Make ``link`` lead to ``node``, at no time to nothing."""
-    if link.is_symlink() and os.readlink(link) == node:  # noqa: PTH115 -- a str is compared
-        return
-    link.parent.mkdir(parents=True, exist_ok=True)
-    temporary = link.with_name(_TEMPORARY + link.name)
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(node)
-    temporary.replace(link)
+def _point(link: str, node: str) -> bool:
+    """Make ``link`` lead to ``node``, at no time to nothing; whether it did not before."""
+    try:
+        os.symlink(node, link)  # noqa: PTH211 -- here and below: see the class
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(link), exist_ok=True)  # noqa: PTH103, PTH120
+        os.symlink(node, link)  # noqa: PTH211
+    except FileExistsError:
+        with suppress(OSError):  # no link at all, or gone by now
+            if os.readlink(link) == node:  # noqa: PTH115
+                return False
+        folder, name = os.path.split(link)
+        temporary = f"{folder}/{_TEMPORARY}{name}"
+        _remove(temporary)
+        os.symlink(node, temporary)  # noqa: PTH211
+        os.replace(temporary, link)  # noqa: PTH105
+    return True
+
+
+def _remove(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)  # noqa: PTH108

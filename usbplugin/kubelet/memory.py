@@ -7,6 +7,7 @@ number of devices. The directory is gone after a reboot, and so is what was allo
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -45,14 +46,11 @@ class MemoryStore:
                 memories.append(memory)
         return memories
 
-    def save(self, memory: Memory) -> None:
-        """Remember a device anew."""
-        folder = self._directory / memory.id
+    def save(self, memory: Memory) -> bool:
+        """Remember a device anew; False if that did not work, so that it is to be tried again."""
+        folder = f"{self._directory}/{memory.id}"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            temporary = folder / _TEMPORARY
-            temporary.write_bytes(msgspec.json.encode(memory))
-            temporary.replace(folder / FILE_NAME)
+            _write(folder, msgspec.json.encode(memory))
         except OSError as error:
             if not self._complained:
                 self._complained = True
@@ -60,3 +58,26 @@ class MemoryStore:
                     "what was allocated cannot be remembered over a restart of the plugin",
                     extra=fields(directory=self._directory, error=error),
                 )
+            return False
+        self._complained = False
+        return True
+
+    def is_kept(self, device_id: str) -> bool:
+        """Whether a device's memory is still there."""
+        return (self._directory / device_id / FILE_NAME).is_file()
+
+
+def _write(folder: str, content: bytes) -> None:
+    temporary = f"{folder}/{_TEMPORARY}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    try:
+        file = os.open(temporary, flags, 0o644)
+    except FileNotFoundError:
+        os.makedirs(folder, exist_ok=True)  # noqa: PTH103 -- a str, as every event passes here
+        file = os.open(temporary, flags, 0o644)
+    try:
+        while content:
+            content = content[os.write(file, content) :]
+    finally:
+        os.close(file)
+    os.replace(temporary, f"{folder}/{FILE_NAME}")  # noqa: PTH105

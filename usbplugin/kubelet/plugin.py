@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, NoReturn, Protocol
+import time
+from functools import wraps
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import grpc
 
@@ -16,19 +18,17 @@ from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
 from usbplugin.errors import AllocationError
 from usbplugin.inventory import Health
 from usbplugin.kubelet.allocation import Handover, allocate, prefer, usable_devices
-from usbplugin.kubelet.shares import share_ids
+from usbplugin.kubelet.listing import ListWriter
 from usbplugin.telemetry.logs import fields
+from usbplugin.telemetry.observer import UNOBSERVED, Observer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 
     from usbplugin.discovery import Port
     from usbplugin.inventory import Device, Snapshot
 
 _log = logging.getLogger(__name__)
-
-HEALTHY = "Healthy"
-UNHEALTHY = "Unhealthy"
 
 
 class Custody(Protocol):
@@ -50,6 +50,38 @@ class Custody(Protocol):
         """Why a container that holds the device must not start now; empty if it may."""
 
 
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+_Context = grpc.aio.ServicerContext[object, object]
+
+
+def _answered(
+    method: Callable[[DevicePlugin, _Request, _Context], Awaitable[_Response]],
+) -> Callable[[DevicePlugin, _Request, _Context], Awaitable[_Response]]:
+    """Answer an ``AllocationError`` with its status, and tell of the call once it is answered."""
+
+    @wraps(method)
+    async def call(self: DevicePlugin, request: _Request, context: _Context) -> _Response:
+        began, outcome = time.perf_counter(), "internal"
+        try:
+            response = await method(self, request, context)
+            outcome = "ok"
+        except AllocationError as error:
+            outcome = error.status.name.lower()
+            await context.abort(error.status, str(error))
+        finally:
+            asyncio.get_running_loop().call_soon(
+                self.observer.kubelet_called,
+                self.resource,
+                method.__name__,
+                outcome,
+                time.perf_counter() - began,
+            )
+        return response
+
+    return call
+
+
 class DevicePlugin(rpc.DevicePluginServicer):
     """The service of one generation: it begins with a socket, and is closed with it."""
 
@@ -59,6 +91,7 @@ class DevicePlugin(rpc.DevicePluginServicer):
         snapshot: Snapshot,
         custody: Custody,
         on_stream: Callable[[], None],
+        observer: Observer = UNOBSERVED,
     ) -> None:
         """Serve ``snapshot`` until the next is published.
 
@@ -67,12 +100,17 @@ class DevicePlugin(rpc.DevicePluginServicer):
             snapshot: The latest.
             custody: Keeps what containers are given.
             on_stream: Called whenever a ListAndWatch stream opens or ends.
+            observer: Told of calls and messages.
         """
+        self.resource = handover.resource
+        self.observer = observer
         self._handover = handover
         self._snapshot = snapshot
-        self._message = list_message(snapshot, handover.shares)
+        self._writer = ListWriter(handover.shares)
+        self._list = self._writer.write(snapshot)
         self._custody = custody
         self._on_stream = on_stream
+        self._noticed: float | None = None
         self._streams = 0
         self._opened = 0
         self._closed = False
@@ -91,16 +129,23 @@ class DevicePlugin(rpc.DevicePluginServicer):
         return self._streams
 
     @property
-    def has_streamed(self) -> bool:
-        """Whether there was ever a stream, however short."""
-        return self._opened > 0
+    def has_lost_stream(self) -> bool:
+        """Whether a stream has ended. If there were several, nobody can tell whose it was."""
+        return self._opened > self._streams
 
-    def publish(self, snapshot: Snapshot) -> None:
-        """Send ``snapshot`` on all streams, unless a newer one comes before they get to it."""
+    def publish(self, snapshot: Snapshot, noticed: float | None = None) -> None:
+        """Send ``snapshot`` on all streams, unless a newer one comes before they get to it.
+
+        Args:
+            snapshot: The latest.
+            noticed: When a source noticed what led to it (``time.monotonic``), if one did.
+        """
         self._snapshot = snapshot
-        message = list_message(snapshot, self._handover.shares)
-        if message != self._message:  # what changed may be nothing that the kubelet is told
-            self._message = message
+        written = self._writer.write(snapshot)
+        if written != self._list:  # what changed may be nothing that the kubelet is told
+            self._list = written
+            if self._noticed is None:  # what nobody was sent yet counts from its beginning
+                self._noticed = noticed
             self._wake()
 
     def close(self) -> None:
@@ -108,39 +153,49 @@ class DevicePlugin(rpc.DevicePluginServicer):
         self._closed = True
         self._wake()
 
+    def _unsent_since(self) -> float | None:
+        """When that was noticed which is about to be sent; asked once."""
+        noticed, self._noticed = self._noticed, None
+        return noticed
+
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def GetDevicePluginOptions(  # noqa: N802, D102 -- the API's name
-        self, request: v1beta1.Empty, context: grpc.aio.ServicerContext[object, object]
+        self, request: v1beta1.Empty, context: _Context
     ) -> v1beta1.DevicePluginOptions:
         del request, context
         return self.options
 
     async def ListAndWatch(  # noqa: N802, D102
-        self, request: v1beta1.Empty, context: grpc.aio.ServicerContext[object, object]
+        self, request: v1beta1.Empty, context: _Context
     ) -> AsyncIterator[v1beta1.ListAndWatchResponse]:
         del request, context
         self._streams += 1
         self._opened += 1
+        self._unsent_since()  # the kubelet was not there to be told
         self._on_stream()
         try:
             sent = None
             while not self._closed:
-                if sent is self._message:
+                if sent is self._list:
                     await self._changed.wait()
                     continue
-                sent = self._message
-                yield sent
+                sent = self._list
+                noticed = self._unsent_since()
+                yield v1beta1.ListAndWatchResponse.FromString(sent)
+                if noticed is not None:
+                    self.observer.streamed(self.resource, time.monotonic() - noticed)
         finally:
             self._streams -= 1
             self._on_stream()
 
+    @_answered
     async def GetPreferredAllocation(  # noqa: N802, D102
         self,
         request: v1beta1.PreferredAllocationRequest,
-        context: grpc.aio.ServicerContext[object, object],
+        context: _Context,
     ) -> v1beta1.PreferredAllocationResponse:
         del context
         return v1beta1.PreferredAllocationResponse(
@@ -150,9 +205,11 @@ class DevicePlugin(rpc.DevicePluginServicer):
             ]
         )
 
+    @_answered
     async def Allocate(  # noqa: N802, D102
-        self, request: v1beta1.AllocateRequest, context: grpc.aio.ServicerContext[object, object]
+        self, request: v1beta1.AllocateRequest, context: _Context
     ) -> v1beta1.AllocateResponse:
+        del context
         ids = [list(container.devices_ids) for container in request.container_requests]
         try:
             response, devices = allocate(
@@ -163,7 +220,8 @@ class DevicePlugin(rpc.DevicePluginServicer):
                 self._custody.locate,
             )
         except AllocationError as error:
-            await self._refuse("allocation refused", ids, error, context)
+            self._log_refusal("allocation refused", ids, error)
+            raise
         for device in devices:
             self._custody.hand_over(
                 device, {port.slot: self._host_path(device, port) for port in device.ports}
@@ -177,20 +235,23 @@ class DevicePlugin(rpc.DevicePluginServicer):
         return port.node if self._handover.cdi else self._custody.host_path(device, port)
 
     def _log_allocation(self, ids: list[list[str]]) -> None:
-        _log.info("allocated", extra=fields(resource=self._handover.resource, devices=ids))
+        _log.info("allocated", extra=fields(resource=self.resource, devices=ids))
 
+    @_answered
     async def PreStartContainer(  # noqa: N802, D102
         self,
         request: v1beta1.PreStartContainerRequest,
-        context: grpc.aio.ServicerContext[object, object],
+        context: _Context,
     ) -> v1beta1.PreStartContainerResponse:
+        del context
         try:
             devices = self._startable(request.devices_ids)
         except AllocationError as error:
             if self._handover.shares == 1:
                 for device_id in request.devices_ids:
                     self._custody.container_ended(device_id)
-            await self._refuse("container start refused", request.devices_ids, error, context)
+            self._log_refusal("container start refused", request.devices_ids, error)
+            raise
         for device in devices:
             self._custody.hand_over(device, None)
         return v1beta1.PreStartContainerResponse()
@@ -213,38 +274,13 @@ class DevicePlugin(rpc.DevicePluginServicer):
                 raise AllocationError(grpc.StatusCode.FAILED_PRECONDITION, problem)
         return devices
 
-    async def _refuse(
-        self,
-        event: str,
-        device_ids: object,
-        error: AllocationError,
-        context: grpc.aio.ServicerContext[object, object],
-    ) -> NoReturn:
+    def _log_refusal(self, event: str, device_ids: object, error: AllocationError) -> None:
         _log.warning(
             event,
             extra=fields(
-                resource=self._handover.resource,
+                resource=self.resource,
                 devices=device_ids,
                 status=error.status.name,
                 reason=error,
             ),
         )
-        await context.abort(error.status, str(error))
-
-
-def list_message(snapshot: Snapshot, shares: int = 1) -> v1beta1.ListAndWatchResponse:
-    """The whole list of devices, as the kubelet is to see it."""
-    return v1beta1.ListAndWatchResponse(
-        devices=[
-            v1beta1.Device(ID=share_id, health=health, topology=topology)
-            for device in snapshot.devices
-            for health, topology in [_state(device)]
-            for share_id in share_ids(device.id, shares)
-        ]
-    )
-
-
-def _state(device: Device) -> tuple[str, v1beta1.TopologyInfo | None]:
-    nodes = {port.numa_node for port in device.ports if port.numa_node is not None}
-    topology = v1beta1.TopologyInfo(nodes=[v1beta1.NUMANode(ID=node) for node in sorted(nodes)])
-    return HEALTHY if device.health.is_usable else UNHEALTHY, topology if nodes else None

@@ -20,7 +20,9 @@ from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
 from usbplugin.errors import KubeletError
 from usbplugin.kubelet.directory import unix_target
 from usbplugin.kubelet.plugin import DevicePlugin
+from usbplugin.kubelet.probe import silence_of
 from usbplugin.telemetry.logs import fields
+from usbplugin.telemetry.observer import UNOBSERVED, Observer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -63,6 +65,7 @@ class Session:
         registrar: Registrar,
         custody: Custody,
         stream_timeout: float = STREAM_TIMEOUT,
+        observer: Observer = UNOBSERVED,
     ) -> None:
         """Prepare; ``run`` does the work.
 
@@ -72,6 +75,7 @@ class Session:
             registrar: How the kubelet comes to know of us.
             custody: Keeps what containers are given.
             stream_timeout: Seconds within which the kubelet has to open its stream.
+            observer: Told of registrations, calls and messages.
         """
         self.resource = handover.resource
         self._handover = handover
@@ -80,6 +84,9 @@ class Session:
         self._directory = registrar.directory
         self._custody = custody
         self._stream_timeout = stream_timeout
+        self._observer = observer
+        self._kubelet: Incarnation | None = None
+        self._socket: Path | None = None
         self._plugin: DevicePlugin | None = None
         self._wake = asyncio.Event()
         self._closing = False
@@ -91,11 +98,28 @@ class Session:
         """Where it stands now."""
         return self._state
 
-    def publish(self, snapshot: Snapshot) -> None:
-        """Tell the kubelet of ``snapshot``, now or as soon as it listens."""
+    @property
+    def streams(self) -> int:
+        """How many streams the kubelet has open."""
+        return self._plugin.streams if self._plugin else 0
+
+    async def silence(self) -> str:
+        """Why nobody answers on the session's own socket; empty if one does, or none has to."""
+        if (socket := self._socket) is None:
+            return ""
+        problem = await silence_of(socket)
+        return problem if socket is self._socket else ""  # a generation that has ended is silent
+
+    def publish(self, snapshot: Snapshot, noticed: float | None = None) -> None:
+        """Tell the kubelet of ``snapshot``, now or as soon as it listens.
+
+        Args:
+            snapshot: The latest.
+            noticed: When a source noticed what led to it (``time.monotonic``), if one did.
+        """
         self._snapshot = snapshot
         if self._plugin is not None:
-            self._plugin.publish(snapshot)
+            self._plugin.publish(snapshot, noticed)
 
     def look(self) -> None:
         """The directory has changed, or it is time to check."""
@@ -115,6 +139,8 @@ class Session:
             kubelet = await self._find_kubelet()
             if kubelet is None:
                 break
+            is_new, self._kubelet = self._kubelet not in (None, kubelet), kubelet
+            self._observer.generation_began(self.resource, kubelet_is_new=is_new)
             try:
                 await self._generation(kubelet)
             except KubeletError as error:
@@ -148,7 +174,7 @@ class Session:
         path = self._directory.new_socket(self.resource)
         async with self._serving(path) as plugin:
             self._state = State.REGISTERING
-            await self._registrar.register(self.resource, path, plugin.options)
+            await self._register(path, plugin)
             loop = asyncio.get_running_loop()
             registered = loop.time()
             # A kubelet that hung up on us while it saw an old instance go says nothing: find out
@@ -166,20 +192,28 @@ class Session:
                 if not path.exists():
                     return self._over("our socket was deleted")
                 age = loop.time() - registered
+                if plugin.has_lost_stream:  # also if others are open: they may be a stranger's
+                    if age <= _STABLE_AFTER:
+                        raise KubeletError("the kubelet ended its stream soon after it began")
+                    return self._over("the kubelet ended its stream")
                 if plugin.streams:
                     self._state = State.STREAMING
                     if age > _STABLE_AFTER:
                         self._failures = 0
                     await self._wake.wait()
-                elif plugin.has_streamed:
-                    if age <= _STABLE_AFTER:
-                        raise KubeletError("the kubelet ended its stream soon after it began")
-                    return self._over("the kubelet ended its stream")
                 elif age >= patience:
                     raise KubeletError(f"no ListAndWatch stream within {patience:.1f} s")
                 else:
                     await self._wait(patience - age)
             return None
+
+    async def _register(self, path: Path, plugin: DevicePlugin) -> None:
+        try:
+            await self._registrar.register(self.resource, path, plugin.options)
+        except KubeletError:
+            self._observer.registered(self.resource, accepted=False)
+            raise
+        self._observer.registered(self.resource, accepted=True)
 
     def _over(self, reason: str) -> None:
         _log.info("beginning a new generation", extra=fields(resource=self.resource, reason=reason))
@@ -187,7 +221,9 @@ class Session:
     @asynccontextmanager
     async def _serving(self, path: Path) -> AsyncIterator[DevicePlugin]:
         """A server on ``path``; on the way out its streams are ended first, then it stops."""
-        plugin = DevicePlugin(self._handover, self._snapshot, self._custody, self._wake.set)
+        plugin = DevicePlugin(
+            self._handover, self._snapshot, self._custody, self._wake.set, self._observer
+        )
         server = grpc.aio.server()
         rpc.add_DevicePluginServicer_to_server(plugin, server)
         self._registrar.add_services(server, self.resource)
@@ -197,10 +233,10 @@ class Session:
             raise KubeletError(f"cannot serve on {path}: {error}") from error
         try:
             await server.start()
-            self._plugin = plugin
+            self._plugin, self._socket = plugin, path
             yield plugin
         finally:
-            self._plugin = None
+            self._plugin = self._socket = None
             plugin.close()
             await server.stop(_STOP_GRACE)
             self._directory.remove_socket(path)

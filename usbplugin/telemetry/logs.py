@@ -9,14 +9,23 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, TextIO
 
+from usbplugin.telemetry.storms import Counts, StormHandler
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from types import TracebackType
+
+_log = logging.getLogger(__name__)
 
 _LEVEL_WIDTH = 7
+
+COUNTS = Counts()
+"""Of all lines of this process; logging is one for the whole process, and so are these."""
 
 
 class LogFormat(Enum):
@@ -28,7 +37,9 @@ class LogFormat(Enum):
 
 def fields(**values: object) -> dict[str, Mapping[str, object]]:
     """The ``extra`` argument that gives a record its fields; empty and None values are left out."""
-    return {"fields": {key: value for key, value in values.items() if value not in (None, "")}}
+    return {
+        "fields": {key: value for key, value in values.items() if value not in (None, "", (), [])}
+    }
 
 
 def logger(name: str) -> logging.Logger:
@@ -38,12 +49,27 @@ def logger(name: str) -> logging.Logger:
 
 def configure(level: str, log_format: LogFormat, stream: TextIO = sys.stderr) -> None:
     """Send the ``usbplugin`` loggers' records of ``level`` and above to ``stream``."""
-    handler = logging.StreamHandler(stream)
+    handler = StormHandler(stream, COUNTS)
     handler.setFormatter(_JsonFormatter() if log_format is LogFormat.JSON else _TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("usbplugin").setLevel(level.upper())
+
+
+def catch_the_uncaught() -> None:
+    """Have what Python would print by itself logged too: one line each, like all else."""
+    logging.captureWarnings(capture=True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = lambda args: _log_uncaught(
+        args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback
+    )
+
+
+def _log_uncaught(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    _log.critical("defect: nothing handles this error", exc_info=(kind, error, traceback))
 
 
 class _TextFormatter(logging.Formatter):

@@ -96,13 +96,14 @@ class EmbeddedKubelet:
             podresources_rpc.add_PodResourcesListerServicer_to_server(service, server)
             server.add_insecure_port(f"unix:{quote(str(self._pod_resources))}")
         # The server deletes the socket it was told to make when it stops; a kubelet's stays. So it
-        # is told another name, which is then changed. A link, since renaming is no "create" event.
+        # is told another name, which is then changed. Not by a second link: to remove the first
+        # would change the socket's ctime, by which plugins tell one kubelet from the next.
         async with AsyncExitStack() as if_it_fails:
             if_it_fails.push_async_callback(server.stop, None)
             with tempfile.TemporaryDirectory(prefix=".k", dir=self.directory) as scratch:
                 server.add_insecure_port(f"unix:{quote(scratch)}/s")
                 await server.start()
-                os.link(f"{scratch}/s", self.socket)
+                os.rename(f"{scratch}/s", self.socket)  # noqa: PTH104 -- takes no time
             if_it_fails.pop_all()
         self._server = server
         self._manager.running = True

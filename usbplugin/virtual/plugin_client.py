@@ -189,6 +189,8 @@ class PluginClient:
             await self._finish(self._drain(receive))
         except PluginCallError as error:
             return str(error)
+        except grpc.aio.UsageError:  # closed before the stream was opened
+            return "grpc: the client connection is closing"
         return "EOF"
 
     async def _drain(self, receive: Callable[[v1beta1.ListAndWatchResponse], None]) -> None:

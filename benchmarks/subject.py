@@ -1,0 +1,174 @@
+"""``usbplugin`` as a process of its own, with a source that finds what the benchmark says."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.commands import obey
+from usbplugin.agent import Agent
+from usbplugin.config import Config, Flapping
+from usbplugin.discovery import AllPorts, DeviceNumber, Port, PortGone, PortPresent, UsbInterface
+from usbplugin.places import Places
+from usbplugin.telemetry import logs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from usbplugin.discovery import Fact, Post
+
+RESOURCE = "usbplugin/serial"
+BATCH = 1000
+"""Facts of a churn that are posted before it waits for them to be heeded."""
+INVENTED = 1000
+"""One in so many of these is a device that was never seen before."""
+_SENTINEL = 99_999
+_NULL = DeviceNumber.of(Path("/dev/null").stat().st_rdev)
+
+
+def port(number: int, serial: str = "") -> Port:
+    usb = UsbInterface(
+        "0403",
+        "6001",
+        serial or f"SN-{number:04}",
+        "FTDI",
+        "FT232R USB UART",
+        location=f"0000:00:14.0-{number}",
+        speed="12",
+    )
+    # A node that exists, for starts of containers look at it.
+    return Port(f"ttyUSB{number}", "/dev/null", _NULL, usb, driver="ftdi_sio")
+
+
+def device_id(number: int) -> str:
+    return f"usb-0403:6001-SN-{number:04}-if00"
+
+
+class ScriptedSource:
+    """A source that posts what it is told, from a thread of its own."""
+
+    name = "scripted"
+
+    def __init__(self, count: int) -> None:
+        self._ports = tuple(port(number) for number in range(count))
+        self._stopped = threading.Event()
+        self.running = threading.Event()
+        self._post: Post
+
+    def run(self, post: Post) -> None:
+        post(AllPorts(self.name, self._ports, "start"))
+        self._post = post
+        self.running.set()
+        self._stopped.wait()
+
+    def scan(self) -> tuple[Port, ...]:
+        return self._ports
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def post(self, fact: Fact) -> float:
+        """Post a fact; return when."""
+        now = time.monotonic()
+        self._post(fact)
+        return now
+
+
+class Script:
+    """What the benchmark may want of it; runs in a thread beside the event loop."""
+
+    def __init__(
+        self, agent: Agent, source: ScriptedSource, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._agent = agent
+        self._source = source
+        self._loop = loop
+        self._facts = 0
+
+    def commands(self) -> dict[str, Callable[[int], float]]:
+        return {"pull": self.pull, "plug": self.plug, "storm": self.storm, "churn": self.churn}
+
+    def pull(self, number: int) -> float:
+        return self._source.post(PortGone(self._source.name, f"ttyUSB{number}"))
+
+    def plug(self, number: int) -> float:
+        return self._source.post(PortPresent(self._source.name, port(number)))
+
+    def storm(self, size: int) -> float:
+        """Plug and pull so many devices as fast as can be said; one more stays."""
+        began = time.monotonic()
+        for number in range(1, size):
+            self.plug(number)
+        for number in range(1, size):
+            self.pull(number)
+        self.plug(size)
+        return began
+
+    def churn(self, facts: int) -> float:
+        """Post so many facts of devices that come and go, some of them under invented serials."""
+        while facts > 0:
+            for _ in range(BATCH // 2):
+                self._facts += 1
+                number = self._facts % 64
+                invented = f"X{self._facts}" if self._facts % (INVENTED // 2) == 0 else ""
+                self._source.post(PortPresent(self._source.name, port(number, invented)))
+                self.pull(number)
+            facts -= BATCH
+            self._wait_for_sentinel()
+        return float(self._facts)
+
+    def _wait_for_sentinel(self) -> None:
+        self.plug(_SENTINEL)
+        asyncio.run_coroutine_threadsafe(self._until_sentinel(present=True), self._loop).result()
+        self.pull(_SENTINEL)
+        asyncio.run_coroutine_threadsafe(self._until_sentinel(present=False), self._loop).result()
+
+    async def _until_sentinel(self, *, present: bool) -> None:
+        name = device_id(_SENTINEL)
+        while not any(
+            d.id == name and d.health.is_there is present for d in self._agent.custody.devices
+        ):
+            await self._agent.custody.changed()
+
+
+async def _run(root: Path, count: int) -> None:
+    source = ScriptedSource(count)
+    agent = Agent(
+        # Here a device is pulled far more often than one that is to be trusted may be.
+        Config(flapping=Flapping(times=60, window="1ms")),
+        [source],
+        Places(
+            kubelet_dir=root / "kubelet",
+            link_dir=root / "links",
+            pod_resources=root / "none",
+        ),
+    )
+    script = Script(agent, source, asyncio.get_running_loop())
+
+    def listen() -> None:
+        source.running.wait()
+        obey(script.commands())
+
+    threading.Thread(target=listen, daemon=True).start()
+    await agent.run(asyncio.Event())
+
+
+def main() -> None:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    parser = argparse.ArgumentParser(prog="benchmarks.subject")
+    parser.add_argument("root", type=Path)
+    parser.add_argument("count", type=int)
+    options = parser.parse_args()
+    # As many lines as in production, and as long.
+    logs.configure("info", logs.LogFormat.TEXT, sys.stderr)
+    asyncio.run(_run(options.root, options.count))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""What may happen to the plugin's process, and to what it lives on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import shutil
+import signal
+import subprocess
+from typing import TYPE_CHECKING
+
+from tests.faults.catalogue import fault
+
+if TYPE_CHECKING:
+    import random
+
+    from tests.faults.rig import Rig
+
+_START = "the process has to start"
+
+
+@fault("SIGSTOP, and SIGCONT")
+async def stopped(rig: Rig, rng: random.Random) -> None:
+    rig.signal(signal.SIGSTOP)
+    for _ in range(rng.randint(5, 30)):
+        rig.move_a_cable(rng)
+        await asyncio.sleep(rng.uniform(0, 0.05))
+    rig.signal(signal.SIGCONT)
+
+
+@fault("SIGSTOP while the kubelet restarts")
+async def stopped_over_restart(rig: Rig, rng: random.Random) -> None:
+    rig.signal(signal.SIGSTOP)
+    await rig.kubelet.restart()
+    rig.move_a_cable(rng)
+    await asyncio.sleep(rng.uniform(0.1, 1))
+    rig.signal(signal.SIGCONT)
+
+
+@fault("watchdog's threads killed")
+async def watchdog_killed(rig: Rig, rng: random.Random) -> None:
+    rig.signal(signal.SIGUSR1)
+    await asyncio.sleep(0.05)  # until the signal is heeded
+    rig.move_a_cable(rng)
+    (rig.kubelet_dir / "wake").touch()
+    (rig.kubelet_dir / "wake").unlink()
+    await asyncio.sleep(rng.uniform(0, 0.2))
+    rig.move_a_cable(rng)
+    await rig.kubelet.restart()
+
+
+@fault("the source's thread killed")
+async def source_killed(rig: Rig, rng: random.Random) -> None:
+    rig.signal(signal.SIGUSR2)
+    await asyncio.sleep(0.05)
+    for _ in range(rng.randint(1, 5)):
+        rig.move_a_cable(rng)
+
+
+@fault(
+    "no file descriptors left",
+    within=20,
+    why="a source or socket that failed is tried again after at most 15 s",
+)
+async def descriptors_exhausted(rig: Rig, rng: random.Random) -> None:
+    soft, hard = resource.prlimit(rig.pid, resource.RLIMIT_NOFILE)
+    in_use = rig.usage().descriptors
+    resource.prlimit(rig.pid, resource.RLIMIT_NOFILE, (in_use + rng.randint(0, 3), hard))
+    try:
+        for _ in range(rng.randint(5, 20)):
+            rig.move_a_cable(rng)
+            await asyncio.sleep(rng.uniform(0, 0.05))
+        await rig.kubelet.restart()
+        await asyncio.sleep(rng.uniform(0.2, 1))
+    finally:
+        resource.prlimit(rig.pid, resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@fault("SIGKILL", kills=True, within=10, why=_START)
+async def killed(rig: Rig, rng: random.Random) -> None:
+    await rig.end(signal.SIGKILL)
+    rig.move_a_cable(rng)
+    rig.forget_names()
+    rig.start()
+
+
+@fault("SIGKILL again and again while it starts", kills=True, within=10, why=_START)
+async def killed_while_starting(rig: Rig, rng: random.Random) -> None:
+    for _ in range(3):
+        await rig.end(signal.SIGKILL)
+        rig.forget_names()
+        rig.start()
+        await asyncio.sleep(rng.uniform(0, 0.4))
+    await rig.end(signal.SIGKILL)
+    rig.start()
+
+
+@fault("SIGTERM", kills=True, within=10, why=_START)
+async def terminated(rig: Rig, rng: random.Random) -> None:
+    status = await rig.end(signal.SIGTERM)
+    assert status == 0, f"ended with status {status}"
+    assert not rig.sockets(), f"left {rig.sockets()}"
+    rig.move_a_cable(rng)
+    rig.forget_names()
+    rig.start()
+
+
+@fault("a second instance takes over", kills=True, within=10, why=_START)
+async def taken_over(rig: Rig, rng: random.Random) -> None:
+    rig.forget_names()
+    before = rig.replace(rig.launch())
+    await asyncio.sleep(rng.uniform(0, 1))
+    before.send_signal(rng.choice([signal.SIGTERM, signal.SIGKILL]))
+    await asyncio.to_thread(before.wait, 10)
+
+
+@fault("memories spoiled, then SIGKILL", kills=True, within=10, why=_START)
+async def memories_spoiled(rig: Rig, rng: random.Random) -> None:
+    held = {pod.thing.device_id for pod in rig.pods}
+    await rig.end(signal.SIGKILL)
+    for path in rig.link_dir.glob("*/device.json"):
+        if path.parent.name in held:
+            continue  # what is lost of these, nothing can tell again
+        whole = path.read_bytes()
+        match rng.randrange(4):
+            case 0:
+                path.write_bytes(rng.randbytes(rng.randint(0, 300)))
+            case 1:
+                path.write_bytes(whole[: rng.randrange(len(whole))])
+            case 2:
+                path.write_text(json.dumps({"id": "../../etc", "resource": "x", "ports": []}))
+            case _:
+                path.unlink()
+    rig.forgetful = True
+    rig.forget_names()
+    rig.start()
+
+
+@fault(
+    "started without inotify, and with a storm",
+    kills=True,
+    within=12,
+    why="it looks every second instead",
+)
+async def no_inotify(rig: Rig, rng: random.Random) -> None:
+    """Then ended, and started with inotify."""
+    await rig.end(signal.SIGTERM)
+    rig.forget_names()
+    prefix = ("unshare", "--user", "--map-root-user", "sh", "-c")
+    limit = "echo 0 > /proc/sys/user/max_inotify_instances"
+    if not shutil.which("unshare") or subprocess.run(
+        [*prefix, limit], capture_output=True, check=False
+    ).returncode:
+        rig.start()
+        return
+    rig.start(*prefix, f'{limit}; exec "$@"', "sh")
+    await rig.until_true(within=12)
+    for _ in range(10):
+        rig.move_a_cable(rng)
+    await rig.until_true(within=5)
+    await rig.kubelet.restart()
+    await rig.until_true(within=5)
+    await rig.end(signal.SIGTERM)
+    rig.start()

@@ -1,0 +1,95 @@
+"""Liveness is honest: a socket that is there but mute, and a source that hangs, are found out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.node import SERIAL, Node
+from usbplugin.client import Daemon
+from usbplugin.discovery import DirectorySource
+from usbplugin.kubelet import probe
+from usbplugin.kubelet.plugin import DevicePlugin
+from usbplugin.status.health import LONGEST_SILENCE, Report, Verdict, liveness, source_part
+from usbplugin.supervision import Part
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.timeout(30)
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Node]:
+    async with Node() as node:
+        yield node
+
+
+@pytest.fixture
+async def mute(tmp_path: Path) -> AsyncIterator[Path]:
+    """A socket that is listened to by somebody who says nothing."""
+    path = tmp_path / "mute.sock"
+    connected = []
+    server = await asyncio.start_unix_server(lambda _, writer: connected.append(writer), path)
+    yield path
+    for writer in connected:
+        writer.close()
+    server.close()
+
+
+@pytest.fixture(autouse=True)
+def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_TIMEOUT", 0.2)
+
+
+async def test_a_mute_socket_is_told_from_a_dead_one(mute: Path, tmp_path: Path) -> None:
+    assert "mute.sock does not answer: DEADLINE_EXCEEDED" in await probe.silence_of(mute)
+    assert "UNAVAILABLE" in await probe.silence_of(tmp_path / "none.sock")
+    assert "DEADLINE_EXCEEDED" in await probe.kubelet_silence(mute)
+
+
+async def test_a_kubelet_answers_and_registers_nothing(node: Node) -> None:
+    assert await probe.kubelet_silence(node.kubelet_dir / "kubelet.sock") == ""
+    assert not node.kubelet.log.registrations
+
+
+async def test_a_plugin_that_hangs_is_not_alive(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs = asyncio.Event()
+
+    async def answer(self: DevicePlugin, *_: object) -> object:
+        if hangs.is_set():
+            await asyncio.Event().wait()
+        return self.options
+
+    monkeypatch.setattr(DevicePlugin, "GetDevicePluginOptions", answer)
+    async with node.agent():
+        await node.kubelet.wait_for(lambda: node.kubelet.resource(SERIAL).connected)
+        hangs.set()
+        code, document = await Daemon(node.places.control_socket).get("/healthz")
+        assert code == 503
+        assert "does not answer: DEADLINE_EXCEEDED" in str(document)
+
+
+async def test_a_source_that_is_silent_for_too_long_is_not_alive(tmp_path: Path) -> None:
+    source = DirectorySource(tmp_path)
+    part = Part(source_part(source.name), running=True)
+    for silence, alive in ((LONGEST_SILENCE - 5, True), (LONGEST_SILENCE + 5, False)):
+        listed_at = {source.name: time.monotonic() - silence}
+        report = await liveness([source], listed_at, [], {part.name: part})
+        assert report.ok is alive
+
+
+def test_one_bad_part_is_enough() -> None:
+    good, bad = Verdict("a", ok=True, detail=""), Verdict("b", ok=False, detail="why")
+    assert Report((good,)).ok
+    assert not Report((good, bad)).ok
+    assert Report((bad,)).document() == {
+        "ok": False,
+        "parts": [{"name": "b", "ok": False, "detail": "why"}],
+    }

@@ -1,0 +1,373 @@
+"""What a running agent tells, asked over its Unix socket as anybody on the node would."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+from contextlib import aclosing, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.node import SERIAL, Node
+from usbplugin.client import Daemon
+from usbplugin.config import Config, Flapping
+from usbplugin.discovery import AllPorts, Port, Post
+from usbplugin.errors import DaemonError, DiscoveryError
+from usbplugin.status import site
+from usbplugin.telemetry.catalogue import METRICS
+from usbplugin.virtual import UnexpectedAdmissionError
+from usbplugin.virtual.ttys import Descriptors
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from usbplugin.agent import Agent
+
+pytestmark = pytest.mark.timeout(30)
+
+GPS = "usb-0403:6001-GPS-A7-if00"
+SENSOR = "usb-0403:6001-SENSOR-if00"
+PATIENT = Config(flapping=Flapping(times=60))
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Node]:
+    async with Node() as node:
+        node.plug("ttyUSB0", "GPS-A7")
+        yield node
+
+
+def daemon(node: Node) -> Daemon:
+    return Daemon(node.places.control_socket)
+
+
+@asynccontextmanager
+async def answering(node: Node) -> AsyncIterator[Agent]:
+    """An agent that can be asked, whatever else it has come to."""
+    async with node.agent() as agent:
+        async with asyncio.timeout(10):
+            while not await daemon(node).is_there():
+                await asyncio.to_thread(os.sched_yield)
+        yield agent
+
+
+async def raw(node: Node, request: str) -> tuple[str, str]:
+    """Head and body of the answer."""
+    reader, writer = await asyncio.open_unix_connection(node.places.control_socket)
+    writer.write(f"{request}\r\n\r\n".encode())
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    head, _, body = answer.decode().partition("\r\n\r\n")
+    return head, body
+
+
+async def metrics(node: Node) -> dict[str, float]:
+    """By ``name value value...``, the values being those of the labels."""
+    _, body = await raw(node, "GET /metrics HTTP/1.1")
+    return {
+        " ".join([sample.name, *sample.labels.values()]): sample.value
+        for family in text_string_to_metric_families(body)
+        for sample in family.samples
+    }
+
+
+async def until(node: Node, condition: Callable[[dict[str, float]], bool]) -> dict[str, float]:
+    """The metrics, once they are as wanted."""
+    async with asyncio.timeout(10):
+        while not condition(found := await metrics(node)):
+            await asyncio.to_thread(os.sched_yield)
+    return found
+
+
+async def test_ready_means_that_the_kubelet_listens(node: Node) -> None:
+    await node.kubelet.stop()
+    async with answering(node):
+        code, document = await daemon(node).get("/readyz")
+        assert code == 503
+        assert isinstance(document, dict)
+        assert not document["ok"]
+        (session,) = [part for part in document["parts"] if part["name"] == f"session {SERIAL}"]
+        assert not session["ok"]
+        code, _ = await daemon(node).get("/healthz")
+        assert code == 200, "a kubelet that is away is no reason to restart the plugin"
+        await node.kubelet.start()
+        await node.kubelet.wait_healthy(SERIAL, {GPS})
+        code, document = await daemon(node).get("/readyz")
+        assert (code, document["ok"]) == (200, True)  # type: ignore[index]
+
+
+async def test_alive_means_that_the_plugins_own_socket_answers(node: Node) -> None:
+    async with node.agent():
+        await node.kubelet.wait_healthy(SERIAL, {GPS})
+        code, document = await daemon(node).get("/healthz")
+        assert code == 200
+        assert isinstance(document, dict)
+        details = {part["name"]: part["detail"] for part in document["parts"]}
+        assert details[f"session {SERIAL}"] == "streaming"
+        assert "learns of changes by inotify" in details[f"source directory:{node.device_dir}"]
+
+
+class Failing:
+    """A source that lists once, and fails when it is told to."""
+
+    name = "failing"
+
+    def __init__(self) -> None:
+        self.fail = threading.Event()
+
+    def run(self, post: Post) -> None:
+        post(AllPorts(self.name, (), "start"))
+        self.fail.wait()
+        raise DiscoveryError("went blind")
+
+    def scan(self) -> tuple[Port, ...]:
+        return ()
+
+    def stop(self) -> None:
+        self.fail.set()
+
+
+async def test_a_source_that_fails_is_told_and_counted(node: Node) -> None:
+    source = Failing()
+    async with node.run_agent([source], PATIENT):
+        await node.kubelet.wait_for(lambda: node.kubelet.resource(SERIAL).connected)
+        found = await metrics(node)
+        assert found["usbplugin_part_failures_total source failing"] == 0
+        assert found["usbplugin_source_up failing"] == 1
+        source.fail.set()
+        await until(node, lambda m: m["usbplugin_part_failures_total source failing"] >= 2)
+        await until(node, lambda m: m["usbplugin_source_up failing"] == 0)
+        code, document = await daemon(node).get("/healthz")
+        assert code == 503
+        assert "failed, is started again: went blind" in json.dumps(document)
+
+
+async def test_devices_are_listed_with_holders_and_since(node: Node) -> None:
+    async with node.agent() as agent:
+        await node.kubelet.wait_healthy(SERIAL, {GPS})
+        await node.kubelet.run_container(SERIAL, pod="reader")
+        await node.until_held(agent, GPS)
+        (row,) = await daemon(node).rows()
+        assert (row["id"], row["health"], row["holders"]) == (GPS, "ready", ["default/reader/main"])
+        assert str(row["since"]).endswith("Z")
+        node.bus.unplug("ttyUSB0")
+        await node.kubelet.wait_healthy(SERIAL, set())
+        (row,) = await daemon(node).rows()
+        assert (row["health"], row["serial"]) == ("unplugged", "GPS-A7")
+        assert "is gone: unplugged" in str(row["reason"])
+
+
+async def test_a_device_known_from_its_holder_alone_is_listed_too(node: Node) -> None:
+    async with node.agent():
+        await node.kubelet.wait_healthy(SERIAL, {GPS})
+        await node.kubelet.run_container(SERIAL)
+    node.bus.unplug("ttyUSB0")
+    for entry in (node.link_dir / GPS).iterdir():
+        entry.unlink()
+    async with node.agent() as agent:
+        await node.until_held(agent, GPS)
+        (row,) = await daemon(node).rows()
+        assert (row["id"], row["node"], row["health"]) == (GPS, "", "unplugged")
+        assert f"usbplugin_device_holders {SERIAL} {GPS}" in await metrics(node)
+
+
+async def test_events_are_told_from_the_past_to_what_happens(node: Node) -> None:
+    async with node.agent():
+        await node.kubelet.wait_healthy(SERIAL, {GPS})
+        async with aclosing(daemon(node).follow()) as events:
+            assert (await anext(events))["event"] == "ready"
+            node.bus.unplug("ttyUSB0")
+            event = await anext(events)
+            assert (event["device"], event["before"], event["after"]) == (GPS, "ready", "unplugged")
+        past = await daemon(node).past()
+        assert [event["sequence"] for event in past] == [1, 2]
+
+
+async def test_following_ends_with_the_daemon(node: Node) -> None:
+    async with node.agent():
+        await node.kubelet.wait_healthy(SERIAL, {GPS})
+        events = daemon(node).follow()
+        await anext(events)
+    with pytest.raises(DaemonError, match="has ended"):
+        await anext(events)
+    assert not await daemon(node).is_there()
+
+
+async def test_whoever_comes_back_gets_what_was_missed(node: Node) -> None:
+    accept = "Accept: text/event-stream"
+    async with node.agent():
+        await node.kubelet.wait_healthy(SERIAL, {GPS})
+        first = await frames(node, accept, 1)
+        seen = first[0].partition("\n")[0].removeprefix("id: ")
+        node.bus.unplug("ttyUSB0")
+        await node.kubelet.wait_healthy(SERIAL, set())
+        (missed,) = await frames(node, f"{accept}\r\nLast-Event-ID: {seen}", 1)
+        assert '"event": "unplugged"' in missed
+        for of_another_life in ("1234-999", "nonsense", f"{seen}x", "-"):
+            again = await frames(node, f"{accept}\r\nLast-Event-ID: {of_another_life}", 2)
+            assert '"event": "ready"' in again[0]
+
+
+async def frames(node: Node, headers: str, most: int) -> list[str]:
+    """The first server-sent events."""
+    reader, writer = await asyncio.open_unix_connection(node.places.control_socket)
+    writer.write(f"GET /events HTTP/1.1\r\n{headers}\r\n\r\n".encode())
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert b"Content-Type: text/event-stream" in head
+    assert await reader.readuntil(b"\n\n") == b"retry: 2000\n\n"
+    found = [(await reader.readuntil(b"\n\n")).decode() for _ in range(most)]
+    writer.close()
+    return found
+
+
+async def test_followers_are_so_many_and_no_more(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site, "MOST_FOLLOWERS", 1)
+    monkeypatch.setattr(site, "_KEEP_ALIVE", 0.01)
+    async with node.agent():
+        await node.kubelet.wait_healthy(SERIAL, {GPS})
+        first = daemon(node).follow()
+        await anext(first)
+        with pytest.raises(DaemonError, match="too many listeners"):
+            await anext(daemon(node).follow())
+        await first.aclose()
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    await anext(daemon(node).follow())
+                    break
+                except DaemonError:  # that the first has gone is noticed by the next sign of life
+                    await asyncio.to_thread(os.sched_yield)
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/devices/", "/../etc/passwd", "//metrics", "/-"])
+async def test_other_paths_are_not_found(node: Node, path: str) -> None:
+    async with answering(node) as agent:
+        head, _ = await raw(node, f"GET {path} HTTP/1.1")
+        assert head.startswith("HTTP/1.1 404 ")
+        assert agent.metrics.http_requests.value("other", "404") == 1
+
+
+async def test_the_metrics_tell_the_whole_story(node: Node) -> None:
+    async with node.agent() as agent:
+        await node.kubelet.wait_healthy(SERIAL, {GPS})
+        found = await metrics(node)
+        for metric in METRICS:
+            assert any(key.split(" ")[0].removesuffix("_bucket") == metric.name for key in found), (
+                f"{metric.name} is not shown from the start"
+            )
+        assert found[f"usbplugin_devices {SERIAL} healthy ready"] == 1
+        assert found[f"usbplugin_devices {SERIAL} unhealthy unplugged"] == 0
+        assert found[f"usbplugin_registered {SERIAL}"] == 1
+        assert found[f"usbplugin_streams_open {SERIAL}"] == 1
+        assert found[f"usbplugin_kubelet_calls_total {SERIAL} Allocate ok"] == 0
+        assert found[f"usbplugin_kubelet_restarts_total {SERIAL}"] == 0
+        assert found[f"usbplugin_device_replugs_total {SERIAL}"] == 0
+        assert found["usbplugin_http_listening unix"] == 1
+        assert found["usbplugin_http_listening tcp"] == 0
+        assert 10e6 < found["process_resident_memory_bytes"] < 1e9
+
+        await node.kubelet.run_container(SERIAL)
+        await node.until_held(agent, GPS)
+        with pytest.raises(UnexpectedAdmissionError):
+            await node.kubelet.run_container(SERIAL, pod="other", device_ids=["usb-none"])
+        node.bus.unplug("ttyUSB0")
+        await node.kubelet.wait_healthy(SERIAL, set())
+        found = await metrics(node)
+        assert found[f"usbplugin_devices_held {SERIAL} unhealthy"] == 1
+        assert found[f"usbplugin_device_ready {SERIAL} {GPS}"] == 0
+        node.bus.replug("ttyUSB0")
+        await node.kubelet.restart()
+        await node.kubelet.wait_for(lambda: node.kubelet.resource(SERIAL).connected)
+
+        found = await until(node, lambda m: m[f"usbplugin_kubelet_restarts_total {SERIAL}"] == 1)
+        assert found[f"usbplugin_kubelet_calls_total {SERIAL} Allocate ok"] == 1
+        assert found[f"usbplugin_kubelet_calls_total {SERIAL} Allocate not_found"] == 1
+        assert found[f"usbplugin_kubelet_calls_total {SERIAL} PreStartContainer ok"] == 1
+        assert found[f"usbplugin_kubelet_call_duration_seconds_count {SERIAL} Allocate"] == 2
+        assert found[f"usbplugin_registrations_total {SERIAL} accepted"] == 2
+        assert found[f"usbplugin_session_generations_total {SERIAL}"] == 2
+        assert found[f"usbplugin_device_replugs_total {SERIAL}"] == 1
+        assert found[f"usbplugin_device_changes_total {SERIAL} unplugged"] == 1
+        assert found[f"usbplugin_hotplug_to_stream_seconds_count {SERIAL}"] >= 1
+        assert found[f"usbplugin_hotplug_to_stream_seconds_sum {SERIAL}"] < 5
+        source = f"directory:{node.device_dir}"
+        assert found[f"usbplugin_rescans_total {source} start"] == 1
+        assert found[f"usbplugin_rescans_total {source} change"] >= 2
+        assert found["usbplugin_holder_queries_total ok"] >= 1
+
+
+async def test_a_refused_file_shows(node: Node) -> None:
+    file = node.root / "etc" / "config.yaml"
+    file.parent.mkdir()
+    file.write_text("resources: [{name: usbplugin/serial}]")
+    async with node.agent(config_file=str(file)):
+        await node.kubelet.wait_healthy(SERIAL, {GPS})
+        for text, outcome, good in (
+            ("resources: [{name: oops}]", "refused", 0),
+            ("resources: [{name: usbplugin/gps}]", "applied", 1),
+        ):
+            new = file.with_suffix(".new")
+            new.write_text(text)
+            new.replace(file)
+            key = f"usbplugin_config_reloads_total {outcome}"
+            await until(
+                node,
+                lambda m, key=key, good=good: (  # type: ignore[misc]
+                    m[key] >= 1 and m["usbplugin_config_last_reload_successful"] == good
+                ),
+            )
+        await node.kubelet.wait_healthy("usbplugin/gps", {GPS})
+        found = await metrics(node)
+        assert found["usbplugin_devices usbplugin/gps healthy ready"] == 1
+        assert f"usbplugin_devices {SERIAL} healthy ready" not in found, "a resource that is gone"
+
+
+async def test_hostile_descriptors_stay_inside_their_label(node: Node) -> None:
+    evil = 'x"} 1\nusbplugin_forged{a="b'
+    node.bus.plug("ttyUSB1", Descriptors(serial=evil, manufacturer=evil, product="\\"))
+    async with node.agent():
+        await node.kubelet.wait_for(lambda: len(node.kubelet.resource(SERIAL).healthy) == 2)
+        head, body = await raw(node, "GET /metrics HTTP/1.1")
+        assert "text/plain; version=0.0.4" in head
+        names = {family.name for family in text_string_to_metric_families(body)}
+        assert "usbplugin_forged" not in names
+        assert sum(line.startswith("usbplugin_device_info") for line in body.splitlines()) == 2
+        assert len(await daemon(node).rows()) == 2
+
+
+async def test_without_a_place_for_its_socket_the_plugin_works_all_the_same(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    node.link_dir.write_text("not a directory")
+    async with node.agent() as agent:
+        await node.kubelet.wait_healthy(SERIAL, {GPS})
+        assert b'usbplugin_http_listening{listener="unix"} 0' in agent.metrics.render(())
+        assert not await daemon(node).is_there()
+    assert "usbplugin list and events cannot ask this daemon" in caplog.messages
+
+
+async def test_an_address_that_is_taken_is_logged_and_the_plugin_goes_on(node: Node) -> None:
+    taken = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", 0)
+    port = taken.sockets[0].getsockname()[1]
+    async with taken, node.serve("--http-address", f"127.0.0.1:{port}") as process:
+        await node.kubelet.wait_healthy(SERIAL, {GPS})
+        assert "the address cannot be had" in process.log()
+        assert (await metrics(node))["usbplugin_http_listening tcp"] == 0
+
+
+async def test_a_second_daemon_takes_the_socket_over_and_the_first_leaves_it(node: Node) -> None:
+    async with node.agent() as first:
+        await node.kubelet.wait_healthy(SERIAL, {GPS})
+        async with node.agent() as second:
+            assert await daemon(node).is_there()
+            before = second.metrics.http_requests.value("/devices", "200")
+            await daemon(node).rows()
+            assert second.metrics.http_requests.value("/devices", "200") == before + 1
+            assert first.metrics.http_requests.value("/devices", "200") == 0
+        assert not node.places.control_socket.exists()

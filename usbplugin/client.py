@@ -1,0 +1,127 @@
+"""Asks the daemon that runs on this node, over its Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from usbplugin.errors import DaemonError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator
+    from pathlib import Path
+
+    from usbplugin.status.rows import Row
+
+_SECONDS = 5.0
+_LONGEST_LINE = 1 << 20
+_OK = 200
+
+Document = dict[str, object]
+"""A JSON object."""
+
+
+class Daemon:
+    """The daemon of this node."""
+
+    def __init__(self, socket: Path) -> None:
+        """Ask on ``socket``."""
+        self._socket = socket
+
+    def __str__(self) -> str:
+        return f"the daemon at {self._socket}"
+
+    async def is_there(self) -> bool:
+        """Whether a daemon answers there.
+
+        Raises:
+            DaemonError: one does, but not to us.
+        """
+        try:
+            async with self._connection():
+                return True
+        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
+            return False
+        except PermissionError as error:
+            raise DaemonError(
+                f"{self._socket}: {error.strerror}; be root, or use --direct to look at the"
+                " hardware yourself"
+            ) from error
+
+    async def get(self, path: str) -> tuple[int, object]:
+        """The status code and the JSON document of ``path``.
+
+        Raises:
+            DaemonError: it does not answer.
+        """
+        try:
+            async with asyncio.timeout(_SECONDS), self._asked(path) as (code, reader):
+                return code, json.loads(await reader.read())
+        except (OSError, EOFError, ValueError) as error:
+            reason = str(error) or "time is up"
+            raise DaemonError(f"{self} does not answer: {reason}") from error
+
+    async def rows(self) -> list[Row]:
+        """Its devices and ports.
+
+        Raises:
+            DaemonError: it does not answer.
+        """
+        _, document = await self.get("/devices")
+        if not isinstance(document, list):
+            raise DaemonError(f"{self} answered no list of devices")
+        return document
+
+    async def past(self) -> list[Document]:
+        """The events that it remembers.
+
+        Raises:
+            DaemonError: it does not answer.
+        """
+        _, document = await self.get("/events")
+        if not isinstance(document, list):
+            raise DaemonError(f"{self} answered no list of events")
+        return document
+
+    async def follow(self) -> AsyncGenerator[Document, None]:
+        """The events that it remembers, then each as it happens.
+
+        Raises:
+            DaemonError: it does not answer, or has ended.
+        """
+        try:
+            async with self._asked("/events", "Accept: text/event-stream\r\n") as (code, reader):
+                if code != _OK:
+                    raise DaemonError(f"{self} has too many listeners (HTTP {code})")
+                async for line in reader:
+                    if line.startswith(b"data: "):
+                        yield json.loads(line.removeprefix(b"data: "))
+        except (OSError, EOFError, ValueError) as error:
+            raise DaemonError(f"{self} does not answer: {error}") from error
+        raise DaemonError(f"{self} has ended")
+
+    @asynccontextmanager
+    async def _connection(
+        self,
+    ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        reader, writer = await asyncio.open_unix_connection(self._socket, limit=_LONGEST_LINE)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+
+    @asynccontextmanager
+    async def _asked(
+        self, path: str, headers: str = ""
+    ) -> AsyncIterator[tuple[int, asyncio.StreamReader]]:
+        """The status code of the answer, and its body to be read."""
+        async with self._connection() as (reader, writer):
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: usbplugin\r\n{headers}\r\n".encode())
+            head = await reader.readuntil(b"\r\n\r\n")
+            status = re.match(rb"HTTP/1\.1 (\d{3}) ", head)
+            if status is None:
+                raise ValueError("it does not speak HTTP")
+            yield int(status[1]), reader

@@ -1,0 +1,59 @@
+"""What several commands need: the configuration, the sources and the places that flags name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from usbplugin.config import Config, load
+from usbplugin.discovery import DirectorySource
+from usbplugin.errors import UsbPluginError
+from usbplugin.places import Places
+
+if TYPE_CHECKING:
+    import argparse
+
+    from usbplugin.discovery import Source
+
+
+def config_of(options: argparse.Namespace) -> Config:
+    """The configuration that ``--config`` names, or the defaults.
+
+    Raises:
+        ConfigError: it cannot be read, or says something that cannot be meant.
+    """
+    return load(Path(options.config)) if options.config else Config()
+
+
+def sources_of(options: argparse.Namespace, config: Config) -> list[Source]:
+    """The sources that ``--udev`` and ``--device-dir`` ask for.
+
+    Raises:
+        UsbPluginError: they ask for none.
+        DiscoveryError: there is no libudev.
+    """
+    directories = options.device_dir
+    if directories is None:
+        value = os.environ.get("USBPLUGIN_DEVICE_DIR", "")
+        directories = [directory for directory in value.split(os.pathsep) if directory]
+    sources: list[Source] = [DirectorySource(Path(directory)) for directory in directories]
+    if options.udev:
+        # Only here: libudev exists on Linux alone.
+        from usbplugin.discovery.udev import UdevSource  # noqa: PLC0415
+
+        sources.insert(0, UdevSource(config.nodes))
+    if not sources:
+        raise UsbPluginError("nothing to discover: --no-udev needs at least one --device-dir")
+    return sources
+
+
+def places_of(options: argparse.Namespace) -> Places:
+    """Where on this node things are, as the flags say."""
+    return Places(
+        kubelet_dir=Path(options.kubelet_dir),
+        registry_dir=Path(options.registry_dir),
+        pod_resources=Path(options.pod_resources),
+        link_dir=Path(options.link_dir),
+        cdi_dir=Path(options.cdi_dir),
+    )

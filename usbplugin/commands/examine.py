@@ -1,0 +1,68 @@
+"""``usbplugin doctor``: what is wrong with this node, and how to mend it."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections import Counter
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from usbplugin.commands.common import config_of, places_of, sources_of
+from usbplugin.doctor import Grade, Node, examine
+from usbplugin.errors import DiscoveryError
+from usbplugin.telemetry import logs
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+
+    from usbplugin.discovery import Source
+    from usbplugin.doctor import Finding
+
+_WIDTH = 100
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Run all checks; 1 if one of them fails."""
+    logs.configure("error", logs.LogFormat.TEXT)
+    config = config_of(options)
+    sources: list[Source] = []
+    with suppress(DiscoveryError):  # no libudev: one of the checks tells
+        sources = sources_of(options, config)
+    findings = examine(Node(config, places_of(options), sources))
+    if options.json:
+        print(json.dumps([document(name, finding) for name, finding in findings.items()], indent=2))
+    else:
+        print(report(findings))
+    return int(any(finding.grade is Grade.FAIL for finding in findings.values()))
+
+
+def document(name: str, finding: Finding) -> dict[str, str]:
+    """A finding for programs."""
+    return {
+        "check": name,
+        "grade": finding.grade.value,
+        "found": finding.found,
+        "remedy": finding.remedy,
+    }
+
+
+def report(findings: Mapping[str, Finding]) -> str:
+    """All findings for people."""
+    lines = []
+    column = max(map(len, findings)) + 8
+    for name, finding in findings.items():
+        begin = f"{finding.grade.value:<4}  {name}".ljust(column)
+        lines += textwrap.wrap(
+            finding.found, _WIDTH, initial_indent=begin, subsequent_indent=" " * column
+        )
+        lines += textwrap.wrap(
+            finding.remedy,
+            _WIDTH,
+            initial_indent=" " * column + "-> ",
+            subsequent_indent=" " * (column + 3),
+        )
+    counts = Counter(finding.grade for finding in findings.values())
+    total = ", ".join(f"{counts[grade]} {grade.value}" for grade in Grade)
+    return "\n".join([*lines, "", total])

@@ -1,0 +1,91 @@
+"""Whether there is a udevd, and which entries of its database change.
+
+udevd writes an entry when it is done with a device. That is a hint, like every event: callers look
+for themselves. inotify(7) by ctypes and not by watchdog, whose threads would hand each event on to
+each other, while the source waits for a descriptor anyway.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+
+CONTROL_SOCKET = "/run/udev/control"
+DIRECTORY = "/run/udev/data"
+
+# linux/inotify.h. udevd writes an entry under another name and renames it.
+_MOVED_TO = 0x80
+_DELETE = 0x200
+_QUEUE_OVERFLOW = 0x4000
+_WATCH_IS_GONE = 0x8000
+_ONLY_DIRECTORY = 0x1000000
+_EVENT = struct.Struct("iIII")
+_BUFFER = 64 * 1024
+
+
+def udevd_is_running() -> bool:
+    """Whether there is a udevd whose database will tell when it has finished with a device."""
+    return os.path.exists(CONTROL_SOCKET) and os.path.isdir(DIRECTORY)  # noqa: PTH110, PTH112
+
+
+class DatabaseWatch:
+    """Watches the entries of one directory that are written or deleted."""
+
+    def __init__(self, directory: str = DIRECTORY) -> None:
+        """Prepare to watch ``directory``, which need not exist yet.
+
+        Raises:
+            OSError: there is no inotify, or no further instance of it (max_user_instances).
+        """
+        self._directory = os.fsencode(directory)
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._watching = False
+        self._file = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._file < 0:
+            raise _error()
+
+    def fileno(self) -> int:
+        """The descriptor to poll for reading."""
+        return int(self._file)
+
+    def refresh(self) -> bool:
+        """Begin to watch, also after the directory was made anew; call it before a look.
+
+        Returns:
+            False as long as changes go unnoticed.
+        """
+        if not self._watching:
+            mask = _MOVED_TO | _DELETE | _ONLY_DIRECTORY
+            watch = self._libc.inotify_add_watch(self._file, self._directory, mask)
+            self._watching = watch >= 0
+        return self._watching
+
+    def changed(self) -> set[str] | None:
+        """Names of the entries that changed since the last call; None: any of them may have."""
+        names: set[str] = set()
+        missed = False
+        while events := self._read():
+            while events:
+                _, mask, _, size = _EVENT.unpack_from(events)
+                name, events = events[_EVENT.size :][:size], events[_EVENT.size + size :]
+                names.add(os.fsdecode(name.rstrip(b"\0")))
+                missed |= bool(mask & (_QUEUE_OVERFLOW | _WATCH_IS_GONE))
+                self._watching &= not mask & _WATCH_IS_GONE
+        return None if missed else names
+
+    def close(self) -> None:
+        """Stop watching, for good."""
+        os.close(self._file)
+
+    def _read(self) -> bytes:
+        try:
+            return os.read(self._file, _BUFFER)
+        except BlockingIOError:
+            return b""
+
+
+def _error() -> OSError:
+    code = ctypes.get_errno() or errno.ENOSYS
+    return OSError(code, os.strerror(code))

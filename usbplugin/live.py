@@ -1,0 +1,97 @@
+"""Follows the hardware directly, where no daemon runs: the same rows and events, but no kubelet."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from usbplugin.discovery import AllPorts
+from usbplugin.facts import FactQueue
+from usbplugin.inventory import Inventory
+from usbplugin.status.history import History
+from usbplugin.status.rows import Row, rows
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+
+    from usbplugin.client import Document
+    from usbplugin.discovery import Source
+    from usbplugin.inventory import HealthPolicy, ResourceRule
+
+_LONG = 3600.0
+
+
+class Hardware:
+    """What ``serve`` would see. Made within a running event loop."""
+
+    def __init__(
+        self, sources: Sequence[Source], rules: Sequence[ResourceRule], policy: HealthPolicy
+    ) -> None:
+        """Prepare to follow these sources."""
+        self._sources = sources
+        self._rules = rules
+        self._inventory = Inventory(rules, policy, now=time.monotonic())
+        self._history = History()
+        self._unheard = {source.name for source in sources}
+        self._heard = asyncio.Event()
+
+    def __str__(self) -> str:
+        return "the hardware, no daemon being asked"
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Follow the sources meanwhile; begins when all of them have been heard.
+
+        Raises:
+            DiscoveryError: a source cannot see ports.
+        """
+        loop = asyncio.get_running_loop()
+        facts = FactQueue()
+        with ThreadPoolExecutor(len(self._sources), "source") as threads:
+            runs = [loop.run_in_executor(threads, s.run, facts.post) for s in self._sources]
+            keeping = asyncio.create_task(self._keep(facts))
+            hearing = asyncio.create_task(self._heard.wait())
+            failing = asyncio.gather(*runs)
+            either: tuple[asyncio.Future[Any], ...] = (hearing, failing)
+            try:
+                # Sources end before they are stopped only if they fail.
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                if failing.done():
+                    failing.result()
+                yield
+            finally:
+                keeping.cancel()
+                hearing.cancel()
+                for source in self._sources:
+                    source.stop()
+
+    async def rows(self) -> list[Row]:
+        """Devices and ports."""
+        now = time.monotonic()
+        devices = [d for rule in self._rules for d in self._inventory.snapshot(rule.name).devices]
+        return rows(devices, self._inventory.ports.values(), self._rules, now)
+
+    async def past(self) -> list[Document]:
+        """What is here now, as events."""
+        return [msgspec.structs.asdict(event) for event in self._history.events]
+
+    async def follow(self) -> AsyncGenerator[Document, None]:
+        """What is here now, as events, then each change as it happens."""
+        async for events in self._history.follow(0, _LONG):
+            for event in events:
+                yield msgspec.structs.asdict(event)
+
+    async def _keep(self, facts: FactQueue) -> None:
+        while True:
+            deadline = self._inventory.deadline
+            wait = None if deadline is None else max(0.0, deadline - time.monotonic())
+            batch = await facts.get(wait)
+            self._history.record(self._inventory.apply(batch, time.monotonic()).changes)
+            self._unheard -= {fact.source for fact in batch if isinstance(fact, AllPorts)}
+            if not self._unheard:
+                self._heard.set()

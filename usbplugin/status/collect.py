@@ -1,0 +1,97 @@
+"""Reads metrics off the devices, sessions and sources at the moment when Prometheus asks.
+
+So they cost nothing while nobody does, and what is gone leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from usbplugin.inventory import Health
+from usbplugin.kubelet import State
+from usbplugin.status.health import learns_by
+from usbplugin.telemetry import catalogue
+from usbplugin.telemetry.instruments import Labels, Readings
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from usbplugin.discovery import Source
+    from usbplugin.inventory import Device
+    from usbplugin.kubelet import Session
+    from usbplugin.supervision import Part
+
+_HEALTHS = ("healthy", "unhealthy")
+
+
+def of_devices(devices: Collection[Device], resources: Iterable[str]) -> list[Readings]:
+    """How many there are in which state, what they are, and who has them."""
+    # While a new configuration is applied, devices may be a step ahead of the sessions.
+    resources = dict.fromkeys((*resources, *(device.resource for device in devices)))
+    states: dict[Labels, float] = {
+        (name, _health(health), health.value): 0 for name in resources for health in Health
+    }
+    held: dict[Labels, float] = {(name, health): 0 for name in resources for health in _HEALTHS}
+    for device in devices:
+        states[device.resource, _health(device.health), device.health.value] += 1
+        held[device.resource, _health(device.health)] += bool(device.holders)
+    keys = [((device.resource, device.id), device) for device in devices]
+    return [
+        Readings(catalogue.DEVICES, states),
+        Readings(catalogue.DEVICES_HELD, held),
+        Readings(catalogue.DEVICE_INFO, {_info(device): 1 for device in devices}),
+        Readings(catalogue.DEVICE_READY, {key: d.health.is_usable for key, d in keys}),
+        Readings(catalogue.DEVICE_HOLDERS, {key: len(d.holders) for key, d in keys}),
+    ]
+
+
+def of_sources(
+    sources: Iterable[Source],
+    ports: Iterable[tuple[str, str]],
+    listed_at: Mapping[str, float],
+    parts: Mapping[str, Part],
+) -> list[Readings]:
+    """Whether they run, how they learn of changes, and what they see."""
+    sources = tuple(sources)
+    seen = Counter(source for source, _ in ports)
+    began = time.time() - time.monotonic()
+    running = {part.name for part in parts.values() if part.running}
+    return [
+        Readings(catalogue.PORTS, {(s.name,): seen[s.name] for s in sources}),
+        Readings(catalogue.SOURCE_UP, {(s.name,): f"source {s.name}" in running for s in sources}),
+        Readings(catalogue.SOURCE_INFO, {(s.name, learns_by(s)): 1 for s in sources}),
+        Readings(
+            catalogue.SOURCE_LISTED,
+            {(s.name,): began + listed_at[s.name] if s.name in listed_at else 0 for s in sources},
+        ),
+        Readings(catalogue.PART_FAILURES, {(p.name,): p.failures for p in parts.values()}),
+    ]
+
+
+def of_sessions(sessions: Iterable[Session]) -> list[Readings]:
+    """Whether the kubelet knows of them, and listens."""
+    sessions = tuple(sessions)
+    known = (State.REGISTERED, State.STREAMING)
+    return [
+        Readings(catalogue.REGISTERED, {(s.resource,): s.state in known for s in sessions}),
+        Readings(catalogue.STREAMS, {(s.resource,): s.streams for s in sessions}),
+    ]
+
+
+def _health(health: Health) -> str:
+    return _HEALTHS[not health.is_usable]
+
+
+def _info(device: Device) -> tuple[str, ...]:
+    port = device.ports[0] if device.ports else None
+    usb = port.usb if port else None
+    about = (
+        (usb.vendor_id, usb.product_id, usb.serial, usb.manufacturer, usb.product)
+        if usb
+        else ("",) * 5
+    )
+    driver = port.driver if port else ""
+    location = usb.location if usb else ""
+    return (device.resource, device.id, ",".join(device.nodes), *about, driver, location)

@@ -1,0 +1,65 @@
+"""Where the status can be asked for: an HTTP address for the cluster, a Unix socket for this node.
+
+Neither is needed for anything else to work: one that cannot be had is logged and shown as a metric,
+and the plugin goes on without.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from usbplugin.status.site import Site
+from usbplugin.telemetry.http import HttpServer
+from usbplugin.telemetry.logs import fields
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from usbplugin.status.history import History
+    from usbplugin.status.status import Status
+    from usbplugin.telemetry.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+
+Address = tuple[str | None, int]
+"""Host (None: all interfaces) and port."""
+
+
+class Front:
+    """Listens, as far as that is possible."""
+
+    def __init__(self, status: Status, metrics: Metrics, history: History) -> None:
+        """Answer from these."""
+        self._metrics = metrics
+        site = Site(status, metrics, history)
+        self._server = HttpServer(site.answer, metrics.http_answered, metrics.http_refused.add)
+
+    async def open(self, address: Address | None, socket: Path) -> None:
+        """Listen on ``socket``, and on ``address`` if there is one."""
+        try:
+            await self._server.listen_unix(socket)
+        except OSError as error:
+            _log.warning(
+                "usbplugin list and events cannot ask this daemon",
+                extra=fields(socket=socket, error=error),
+            )
+        else:
+            self._metrics.http_listening("unix", yes=True)
+        if address is None:
+            return
+        host, port = address
+        try:
+            addresses = await self._server.listen_tcp(host, port)
+        except OSError as error:
+            _log.error(
+                "no metrics and no health over HTTP: the address cannot be had",
+                extra=fields(host=host or "*", port=port, error=error),
+            )
+        else:
+            self._metrics.http_listening("tcp", yes=True)
+            _log.info("serving metrics and health", extra=fields(addresses=addresses))
+
+    async def close(self) -> None:
+        """Listen no longer."""
+        await self._server.close()

@@ -1,0 +1,136 @@
+"""Whether the parts of a running usbplugin live (liveness), and whether it serves (readiness).
+
+Liveness is honest: it dials our own sockets as the kubelet would, and wants to have heard of each
+source lately. A kubelet that is away makes us not ready, but no less alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from usbplugin.discovery import Listener
+from usbplugin.kubelet import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from usbplugin.discovery import Source
+    from usbplugin.kubelet import Session
+    from usbplugin.supervision import Part
+
+LONGEST_SILENCE = 180.0
+"""A source lists all its ports every minute at least."""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """How one part is."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+class Report(msgspec.Struct, frozen=True):
+    """How all of them are."""
+
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether all are well."""
+        return all(verdict.ok for verdict in self.verdicts)
+
+    def document(self) -> dict[str, object]:
+        """What a probe is answered."""
+        return {
+            "ok": self.ok,
+            "parts": [msgspec.structs.asdict(verdict) for verdict in self.verdicts],
+        }
+
+
+async def liveness(
+    sources: Iterable[Source],
+    listed_at: Mapping[str, float],
+    sessions: Iterable[Session],
+    parts: Mapping[str, Part],
+) -> Report:
+    """Whether every source and every session lives.
+
+    Args:
+        sources: All of them.
+        listed_at: When each last listed its ports, ``time.monotonic`` seconds.
+        sessions: All of them.
+        parts: How the supervisor found them, by name.
+    """
+    of_sources = [_source(s, listed_at.get(s.name), parts[source_part(s.name)]) for s in sources]
+    of_sessions = [_session(s, parts[session_part(s.resource)]) for s in sessions]
+    return Report((*of_sources, *await asyncio.gather(*of_sessions)))
+
+
+def readiness(
+    sources: Iterable[Source],
+    listed_at: Mapping[str, float],
+    resources: Iterable[str],
+    sessions: Mapping[str, Session],
+) -> Report:
+    """Whether ports are known, and the kubelet listens to the session of every resource."""
+    listings = {s.name: "listed" if s.name in listed_at else "not listed yet" for s in sources}
+    states = {name: sessions[name].state if name in sessions else None for name in resources}
+    return Report(
+        (
+            *(
+                Verdict(source_part(name), ok=name in listed_at, detail=detail)
+                for name, detail in listings.items()
+            ),
+            *(
+                Verdict(
+                    session_part(name),
+                    ok=state is State.STREAMING,
+                    detail=state.value if state else "not begun yet",
+                )
+                for name, state in states.items()
+            ),
+        )
+    )
+
+
+def source_part(name: str) -> str:
+    """What a source is called among the parts."""
+    return f"source {name}"
+
+
+def session_part(resource: str) -> str:
+    """What a session is called among the parts."""
+    return f"session {resource}"
+
+
+def learns_by(source: Source) -> str:
+    """How a source learns of changes; empty if it does not run, or cannot say."""
+    return source.learns_by if isinstance(source, Listener) else ""
+
+
+def _source(source: Source, listed_at: float | None, part: Part) -> Verdict:
+    if not part.running:
+        return Verdict(part.name, ok=False, detail=_failure(part))
+    if listed_at is None:
+        return Verdict(part.name, ok=True, detail="has not listed its ports yet")
+    silent = time.monotonic() - listed_at
+    detail = f"listed its ports {silent:.0f} s ago"
+    if by := learns_by(source):
+        detail += f", learns of changes by {by}"
+    return Verdict(part.name, ok=silent < LONGEST_SILENCE, detail=detail)
+
+
+async def _session(session: Session, part: Part) -> Verdict:
+    if not part.running:
+        return Verdict(part.name, ok=False, detail=_failure(part))
+    problem = await session.silence()
+    return Verdict(part.name, ok=not problem, detail=problem or session.state.value)
+
+
+def _failure(part: Part) -> str:
+    return f"failed, is started again: {part.last_error}" if part.last_error else "does not run"

@@ -1,0 +1,115 @@
+"""The last changes of devices, for people and programs that ask what happened, or follow it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from usbplugin.status.rows import moment
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterable
+
+    from usbplugin.inventory import Change
+
+MOST_EVENTS = 256
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One change of one device."""
+
+    sequence: int
+    """Counts the events of one life of the program; a gap means that some were missed."""
+    time: str
+    event: str
+    """A state of health that the device came into, or ``forgotten``, ``held``, ``released``, or
+    ``changed`` for what is none of these."""
+    device: str
+    resource: str
+    before: str | None
+    """The state of health; null for a new device."""
+    after: str | None
+    """Null for one that is no longer remembered."""
+    reason: str
+    nodes: tuple[str, ...]
+    holders: tuple[str, ...]
+
+
+class History:
+    """A ring of events. In the event loop only."""
+
+    def __init__(self, most: int = MOST_EVENTS) -> None:
+        """Remember so many events."""
+        self._events: deque[Event] = deque(maxlen=most)
+        self._last = 0
+        self._holders: dict[str, tuple[str, ...]] = {}
+        self._more = asyncio.Event()
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """All that are remembered, oldest first."""
+        return tuple(self._events)
+
+    def record(self, changes: Iterable[Change]) -> None:
+        """Remember these changes, which have just happened."""
+        now = moment(time.time())
+        for change in changes:
+            device = change.device
+            held_by = self._holders.get(device.id, ())
+            if change.after is None:
+                name = "forgotten"
+                self._holders.pop(device.id, None)
+            else:
+                self._holders[device.id] = device.holders
+                name = change.after.value
+                if change.before is change.after:
+                    name = _what_else(held_by, device.holders)
+            self._last += 1
+            self._events.append(
+                Event(
+                    sequence=self._last,
+                    time=now,
+                    event=name,
+                    device=device.id,
+                    resource=device.resource,
+                    before=change.before.value if change.before else None,
+                    after=change.after.value if change.after else None,
+                    reason=device.reason,
+                    nodes=device.nodes,
+                    holders=device.holders,
+                )
+            )
+        self._more.set()
+        self._more = asyncio.Event()
+
+    def since(self, sequence: int) -> list[Event]:
+        """The events after that one, as far as they are remembered."""
+        return [event for event in self._events if event.sequence > sequence]
+
+    async def follow(self, sequence: int, patience: float) -> AsyncGenerator[list[Event], None]:
+        """Yield the events after that one, as they happen; none whenever ``patience`` ran out.
+
+        Whoever is slow misses the oldest.
+        """
+        while True:
+            more = self._more
+            if events := self.since(sequence):
+                sequence = events[-1].sequence
+                yield events
+                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await more.wait()
+                    continue
+            yield []
+
+
+def _what_else(before: tuple[str, ...], after: tuple[str, ...]) -> str:
+    if len(after) > len(before):
+        return "held"
+    return "released" if len(after) < len(before) else "changed"

@@ -1,0 +1,93 @@
+"""Devices and ports as rows: what ``/devices`` answers and ``usbplugin list`` prints."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from usbplugin.discovery import Port, Readiness
+from usbplugin.inventory import first_match
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from usbplugin.inventory import Device, ResourceRule
+
+Row = dict[str, object]
+
+
+def rows(
+    devices: Iterable[Device],
+    ports: Iterable[Port],
+    rules: Sequence[ResourceRule],
+    now: float | None = None,
+) -> list[Row]:
+    """A row per port of a device, then one per port that is no device's.
+
+    Args:
+        devices: Those that are listed.
+        ports: All that are there.
+        rules: The resources, first match wins.
+        now: The time on the clock by which devices know since when they are what they are.
+    """
+    found: list[Row] = []
+    listed = set()
+    for device in devices:
+        about = {
+            "id": device.id,
+            "resource": device.resource,
+            "health": device.health.value,
+            "reason": device.reason,
+            "holders": list(device.holders),
+            "since": None if now is None else moment(time.time() - (now - device.since)),
+        }
+        listed |= set(device.nodes)
+        # One that is known only because somebody holds it has no port, and is listed all the same.
+        found += [about | _port(port) for port in device.ports or (None,)]
+    return found + [_unlisted(port, rules) for port in ports if port.node not in listed]
+
+
+def moment(seconds: float) -> str:
+    """A point in time, for people and programs."""
+    text = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")
+
+
+def _unlisted(port: Port, rules: Sequence[ResourceRule]) -> Row:
+    settling = port.readiness is Readiness.SETTLING
+    rule = first_match(rules, port)
+    if settling:
+        reason = "udevd has not finished with it"
+    else:
+        reason = "another port has its device number" if rule else "no resource selects it"
+    return {
+        "id": "",
+        "resource": rule.name if rule else "",
+        "health": "settling" if settling else "",
+        "reason": reason,
+        "holders": [],
+        "since": None,
+        **_port(port),
+    }
+
+
+def _port(port: Port | None) -> Row:
+    usb = port.usb if port else None
+    return {
+        "node": port.node if port else "",
+        "name": port.name if port else "",
+        "number": str(port.number) if port else "",
+        "vendor": usb.vendor_id if usb else "",
+        "product": usb.product_id if usb else "",
+        "serial": usb.serial if usb else "",
+        "manufacturer": usb.manufacturer if usb else "",
+        "productName": usb.product if usb else "",
+        "interface": usb.interface if usb else None,
+        "location": usb.location if usb else "",
+        "speed": usb.speed if usb else "",
+        "driver": port.driver if port else "",
+        "numaNode": port.numa_node if port else None,
+        "links": list(port.links) if port else [],
+        "sysfs": port.sysfs_path if port else "",
+    }

@@ -1,0 +1,84 @@
+"""What there is to say about a running agent, gathered from its parts when somebody asks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from usbplugin.status import collect, health
+from usbplugin.status.rows import Row, rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from usbplugin.custody import Custody
+    from usbplugin.discovery import Source
+    from usbplugin.inventory import ResourceRule
+    from usbplugin.kubelet import Session
+    from usbplugin.supervision import Part
+    from usbplugin.telemetry.instruments import Readings
+
+_FRESH = 1.0
+
+
+class Status:
+    """A view of the agent's parts: the mappings are the agent's own, and live."""
+
+    def __init__(
+        self,
+        custody: Custody,
+        rules: Callable[[], Sequence[ResourceRule]],
+        sources: Sequence[Source],
+        sessions: Mapping[str, Session],
+        parts: Mapping[str, Part],
+        listed_at: Mapping[str, float],
+    ) -> None:
+        """Look at these.
+
+        Args:
+            custody: Has the devices.
+            rules: The resources in force.
+            sources: Where ports are discovered.
+            sessions: By resource.
+            parts: How the supervisor found sources and sessions, by name.
+            listed_at: When each source last listed its ports, ``time.monotonic`` seconds.
+        """
+        self._custody = custody
+        self._rules = rules
+        self._sources = sources
+        self._sessions = sessions
+        self._parts = parts
+        self._listed_at = listed_at
+        self._dialling = asyncio.Lock()
+        self._last_look: tuple[float, health.Report] | None = None
+
+    def rows(self) -> list[Row]:
+        """Devices and ports."""
+        ports = self._custody.ports.values()
+        return rows(self._custody.devices, ports, self._rules(), time.monotonic())
+
+    async def liveness(self) -> health.Report:
+        """Whether all parts live; however many ask, our sockets are dialled once a second."""
+        async with self._dialling:
+            if self._last_look is not None:
+                looked_at, report = self._last_look
+                if time.monotonic() - looked_at < _FRESH:
+                    return report
+            sessions = list(self._sessions.values())
+            report = await health.liveness(self._sources, self._listed_at, sessions, self._parts)
+            self._last_look = time.monotonic(), report
+            return report
+
+    def readiness(self) -> health.Report:
+        """Whether all resources are served."""
+        resources = [rule.name for rule in self._rules()]
+        return health.readiness(self._sources, self._listed_at, resources, self._sessions)
+
+    def readings(self) -> Iterable[Readings]:
+        """The metrics that are read and not counted."""
+        return [
+            *collect.of_devices(self._custody.devices, self._sessions),
+            *collect.of_sources(self._sources, self._custody.ports, self._listed_at, self._parts),
+            *collect.of_sessions(self._sessions.values()),
+        ]

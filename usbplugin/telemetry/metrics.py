@@ -1,0 +1,166 @@
+"""Counts what happens, for Prometheus. What can be read when somebody asks is not counted here.
+
+All in the event loop. Whatever is expected is shown at zero from the start, so that rates are known
+from the first event on, and alerts see what they watch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from usbplugin import __version__
+from usbplugin.telemetry import catalogue
+from usbplugin.telemetry.instruments import Counter, Histogram, Readings, render
+from usbplugin.telemetry.logs import COUNTS
+from usbplugin.telemetry.observer import Observer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+METHODS = ("Allocate", "PreStartContainer", "GetPreferredAllocation")
+OUTCOMES = ("ok", "invalid_argument", "not_found", "failed_precondition", "internal")
+RELOADS = ("applied", "unchanged", "refused")
+RESCAN_REASONS = ("start", "change", "period", "overflow")
+PORT_EVENTS = ("present", "gone")
+FORGOTTEN = "forgotten"
+UNPLUGGED = "unplugged"
+PATHS = ("/", "/metrics", "/healthz", "/readyz", "/devices", "/events")
+OTHER_PATH = "other"
+LISTENERS = ("tcp", "unix")
+
+
+class Metrics(Observer):
+    """Everything that is counted, and how it is shown."""
+
+    def __init__(self, states: Iterable[str]) -> None:
+        """Start at zero.
+
+        Args:
+            states: All states of health that a device may come into.
+        """
+        self._states = (*states, FORGOTTEN)
+        self.port_events = Counter(catalogue.PORT_EVENTS)
+        self.rescans = Counter(catalogue.RESCANS)
+        self.device_changes = Counter(catalogue.DEVICE_CHANGES)
+        self.device_replugs = Counter(catalogue.DEVICE_REPLUGS)
+        self.hotplug_to_stream = Histogram(catalogue.HOTPLUG_TO_STREAM)
+        self.kubelet_calls = Counter(catalogue.KUBELET_CALLS)
+        self.kubelet_call_seconds = Histogram(catalogue.KUBELET_CALL_SECONDS)
+        self.registrations = Counter(catalogue.REGISTRATIONS)
+        self.generations = Counter(catalogue.GENERATIONS)
+        self.kubelet_restarts = Counter(catalogue.KUBELET_RESTARTS)
+        self.holder_queries = Counter(catalogue.HOLDER_QUERIES)
+        self.config_reloads = Counter(catalogue.CONFIG_RELOADS)
+        self.http_requests = Counter(catalogue.HTTP_REQUESTS)
+        self.http_refused = Counter(catalogue.HTTP_REFUSED)
+        self._config_is_good = True
+        self._config_applied_at = time.time()
+        self._listening = dict.fromkeys(LISTENERS, 0)
+        for outcome in ("ok", "failed"):
+            self.holder_queries.expect(outcome)
+        for outcome in RELOADS:
+            self.config_reloads.expect(outcome)
+        for path in PATHS:
+            self.http_requests.expect(path, "200")
+
+    def expect_source(self, name: str) -> None:
+        """A source begins to be run."""
+        for event in PORT_EVENTS:
+            self.port_events.expect(name, event)
+        for reason in RESCAN_REASONS:
+            self.rescans.expect(name, reason)
+
+    def expect_resource(self, name: str) -> None:
+        """A resource begins to be served."""
+        for state in self._states:
+            self.device_changes.expect(name, state)
+        for counter in (self.device_replugs, self.generations, self.kubelet_restarts):
+            counter.expect(name)
+        self.hotplug_to_stream.expect(name)
+        for method in METHODS:
+            self.kubelet_call_seconds.expect(name, method)
+            for outcome in OUTCOMES:
+                self.kubelet_calls.expect(name, method, outcome)
+        for outcome in ("accepted", "failed"):
+            self.registrations.expect(name, outcome)
+
+    def kubelet_called(self, resource: str, method: str, outcome: str, seconds: float) -> None:  # noqa: D102 -- Observer
+        self.kubelet_calls.add(resource, method, outcome)
+        self.kubelet_call_seconds.observe(seconds, resource, method)
+
+    def streamed(self, resource: str, seconds: float) -> None:  # noqa: D102
+        self.hotplug_to_stream.observe(seconds, resource)
+
+    def generation_began(self, resource: str, *, kubelet_is_new: bool) -> None:  # noqa: D102
+        self.generations.add(resource)
+        if kubelet_is_new:
+            self.kubelet_restarts.add(resource)
+
+    def registered(self, resource: str, *, accepted: bool) -> None:  # noqa: D102
+        self.registrations.add(resource, "accepted" if accepted else "failed")
+
+    def devices_changed(self, changes: Iterable[tuple[str, str | None, str | None]]) -> None:
+        """Devices of a resource came from a state of health (None: were new) into another one."""
+        for resource, before, after in changes:
+            if before == after:
+                continue
+            self.device_changes.add(resource, after or FORGOTTEN)
+            if before == UNPLUGGED and after is not None:
+                self.device_replugs.add(resource)
+
+    def config_looked_at(self, outcome: str) -> None:
+        """The file was applied, refused, or says what it said before."""
+        self.config_reloads.add(outcome)
+        self._config_is_good = outcome != "refused"
+        if outcome == "applied":
+            self._config_applied_at = time.time()
+
+    def http_answered(self, path: str, code: int) -> None:
+        """A request was answered."""
+        self.http_requests.add(path if path in PATHS else OTHER_PATH, str(code))
+
+    def http_listening(self, listener: str, *, yes: bool) -> None:
+        """A listener is there, or could not be had."""
+        self._listening[listener] = int(yes)
+
+    def render(self, readings: Iterable[Readings]) -> bytes:
+        """What Prometheus gets: readings of this moment, and all that was counted."""
+        counted = [value for value in vars(self).values() if isinstance(value, Counter | Histogram)]
+        shown = {item.metric: item for item in (*readings, *counted, *self._own_readings())}
+        return render(shown[metric] for metric in catalogue.METRICS if metric in shown)
+
+    def _own_readings(self) -> list[Readings]:
+        python = ".".join(map(str, sys.version_info[:3]))
+        return [
+            Readings(catalogue.BUILD_INFO, {(__version__, python): 1}),
+            Readings(catalogue.CONFIG_GOOD, {(): int(self._config_is_good)}),
+            Readings(catalogue.CONFIG_APPLIED, {(): self._config_applied_at}),
+            Readings(
+                catalogue.HTTP_LISTENING, {(name,): up for name, up in self._listening.items()}
+            ),
+            Readings(catalogue.LOG_RECORDS, COUNTS.logged()),
+            Readings(catalogue.LOG_SUPPRESSED, COUNTS.suppressed()),
+            Readings(catalogue.CPU, {(): time.process_time()}),
+            *_process(),
+        ]
+
+
+def _process() -> list[Readings]:
+    """What proc(5) tells of this process; nothing where there is none."""
+    try:
+        with open("/proc/self/stat", "rb") as file:  # noqa: PTH123 -- at each scrape
+            # The command's name, in parentheses, may hold blanks; field 3 follows it.
+            values = file.read().rpartition(b")")[2].split()
+        descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    except OSError:
+        return []
+    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    started = booted + int(values[19]) / os.sysconf("SC_CLK_TCK")
+    return [
+        Readings(catalogue.RESIDENT, {(): int(values[21]) * os.sysconf("SC_PAGE_SIZE")}),
+        Readings(catalogue.DESCRIPTORS, {(): descriptors}),
+        Readings(catalogue.STARTED, {(): started}),
+    ]
