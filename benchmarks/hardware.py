@@ -54,7 +54,8 @@ class UeventClock:
         self._socket.close()
 
     def _run(self) -> None:
-        while self._stop not in select.select([self._socket, self._stop], [], [])[0]:
+        files = [self._socket.fileno(), self._stop]
+        while self._stop not in select.select(files, [], [])[0]:
             now = time.monotonic()
             head, _, rest = self._socket.recv(8192).partition(b"\0")
             if b"\0SUBSYSTEM=tty\0" in rest:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -32,7 +32,7 @@ SERIAL = "usbplugin/serial"
 _PATIENT = Config(flapping=Flapping(times=60))
 
 
-class BareNode(AbstractAsyncContextManager["BareNode"]):
+class BareNode:
     """The kubelet's side. The parts share short paths, since sockets cannot have long ones."""
 
     def __init__(self) -> None:
@@ -44,6 +44,7 @@ class BareNode(AbstractAsyncContextManager["BareNode"]):
             pod_resources=self.root / "pod-resources/kubelet.sock",
             link_dir=self.root / "links",
             cdi_dir=self.root / "cdi",
+            features_dir=self.root,
         )
         self.kubelet_dir = self.places.kubelet_dir
         self.link_dir = self.places.link_dir
@@ -71,6 +72,7 @@ class BareNode(AbstractAsyncContextManager["BareNode"]):
             *(sys.executable, "-m", "usbplugin", "serve"),
             *("--kubelet-dir", str(self.kubelet_dir), "--link-dir", str(self.link_dir)),
             *("--cdi-dir", str(self.places.cdi_dir)),
+            *("--features-dir", str(self.places.features_dir)),
             *("--pod-resources", str(self.places.pod_resources)),
             *("--registry-dir", str(self.places.registry_dir), *flags),
         ]

@@ -330,6 +330,16 @@ async def test_selectors_of_a_reload_decide_anew(node: Node) -> None:
         await node.kubelet.wait_healthy(SERIAL, {GPS})
 
 
+async def test_node_features_follow_the_devices(node: Node) -> None:
+    path = node.root / "usbplugin"
+    config = Config(node_features=True, flapping=PATIENT)
+    async with node.agent(config):
+        node.plug("ttyUSB0", "GPS-A7")
+        await node.kubelet.wait_healthy(SERIAL, {GPS})
+        assert path.read_text() == "usb-0403-6001.count=1\nusbplugin_serial.count=1\n"
+    assert not path.exists()
+
+
 class ConfigMapVolume:
     """A directory that changes as the kubelet changes a ConfigMap's."""
 

@@ -29,6 +29,7 @@ from usbplugin.kubelet import (
     Session,
     WatcherRegistrar,
 )
+from usbplugin.nodefeatures import NodeFeatures
 from usbplugin.status.front import Front
 from usbplugin.status.health import session_part, source_part
 from usbplugin.status.history import History
@@ -102,6 +103,7 @@ class Agent:
             self._publish,
             self._changed,
         )
+        self._features = NodeFeatures(places.features_dir)
         status = Status(
             self._custody,
             self._rules,
@@ -160,6 +162,8 @@ class Agent:
                     if self._pod_resources.is_there:
                         await self._learn_holders()
                     self._custody.release()
+                    if self._config.node_features:
+                        self._features.remove()
             finally:
                 for source in self._sources:
                     source.stop()
@@ -261,6 +265,7 @@ class Agent:
             session.publish(snapshot, noticed)
 
     def _changed(self, changes: Sequence[Change]) -> None:
+        self._offer_features()
         self._history.record(changes)
         self._metrics.devices_changed(
             (
@@ -270,6 +275,10 @@ class Agent:
             )
             for change in changes
         )
+
+    def _offer_features(self) -> None:
+        if self._config.node_features:
+            self._features.write(self._custody.devices)
 
     def _look(self) -> None:
         for session in self._sessions.values():
@@ -325,11 +334,14 @@ class Agent:
             for handover in config.handovers()
             if handover in before.handovers() and config.registration is before.registration
         }
+        if before.node_features and not config.node_features:
+            self._features.remove()
         await self._close_sessions([name for name in self._sessions if name not in kept])
         self._custody.reconfigure(config.rules(), config.handovers(), config.health_policy())
         for handover in config.handovers():
             if handover.resource not in kept:
                 self._open_session(handover, tasks)
+        self._offer_features()
         _log.info(
             "configuration applied",
             extra=fields(file=self._config_file, kept=sorted(kept), now=sorted(self._sessions)),

@@ -224,6 +224,13 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
         default=str(places.registry_dir),
     )
     _add(parser, "--cdi-dir", "DIR", "where CDI specs are written", default=str(places.cdi_dir))
+    _add(
+        parser,
+        "--features-dir",
+        "DIR",
+        "Node Feature Discovery's features.d, used with nodeFeatures: true",
+        default=str(places.features_dir),
+    )
 
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from usbplugin.telemetry.logs import fields
@@ -62,7 +63,8 @@ class NodeFeatures:
     def remove(self) -> None:
         """Offer nothing any longer."""
         self._written = None
-        (self._directory / FILE_NAME).unlink(missing_ok=True)
+        with suppress(OSError):  # that it cannot be written has been said
+            (self._directory / FILE_NAME).unlink()
 
 
 def features(devices: Iterable[Device]) -> str:

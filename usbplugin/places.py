@@ -18,9 +18,10 @@ class Places:
     """The socket on which the kubelet tells who holds what."""
     link_dir: Path = Path("/run/usbplugin")
     """Stable links to device nodes; the same path on the host."""
-
     cdi_dir: Path = Path("/var/run/cdi")
     """CDI specs, for the container runtime."""
+    features_dir: Path = Path("/etc/kubernetes/node-feature-discovery/features.d")
+    """What Node Feature Discovery's local source reads."""
 
     @property
     def control_socket(self) -> Path:

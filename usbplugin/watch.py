@@ -29,7 +29,7 @@ from watchdog.observers import Observer
 from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from watchdog.observers.api import BaseObserver, ObservedWatch

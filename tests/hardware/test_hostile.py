@@ -50,9 +50,10 @@ RESOURCES = f"- {{name: {SERIAL}, byIdLinks: true}}"
 async def test_hostile_descriptors_reach_nothing_unescaped(gadget: GadgetFactory) -> None:
     found: list[set[str]] = []
     async with AsyncExitStack() as stack:
-        nodes = [await stack.enter_async_context(HardwareNode()) for _ in range(2)]
+        nodes = [HardwareNode(), HardwareNode()]
         plugins = []
         for node, log_format in zip(nodes, ("text", "json"), strict=True):
+            await stack.enter_async_context(node)
             flags = ("--log-format", log_format, "--log-level", "debug")
             plugin = node.serve(*flags, resources=RESOURCES)
             plugins.append(await stack.enter_async_context(plugin))

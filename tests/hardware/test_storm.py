@@ -50,7 +50,7 @@ async def test_all_that_fit_plugged_and_pulled_as_fast_as_the_kernel_goes(
 ) -> None:
     gadgets = [gadget(serial=f"G-{number}".encode()) for number in range(MAX_FUNCTIONS)]
     serials = [qemu_serial(number) for number in range(MAX_SERIALS)]
-    devices = [*gadgets, *serials]
+    devices: list[UsbGadget | QemuSerial] = [*gadgets, *serials]
     ids = [
         *(acm_id(f"G-{number}") for number in range(MAX_FUNCTIONS)),
         *(f"usb-0403:6001-{serial.serial}-if00" for serial in serials),

@@ -55,10 +55,9 @@ class Udevd:
             subprocess.run([_PROGRAM, "--daemon"], check=True, capture_output=True)
 
     def trigger(self, action: str = "add") -> None:
-        """Let it work on all ttys again, as after a restart at boot."""
-        subprocess.run(
-            ["udevadm", "trigger", f"--action={action}", "--subsystem-match=tty"], check=True
-        )
+        """Let it work on all USB ttys again, as after a restart at boot."""
+        match = ["--subsystem-match=tty", "--sysname-match=tty[AU]*"]
+        subprocess.run(["udevadm", "trigger", f"--action={action}", *match], check=True)
 
     def reload(self) -> None:
         """Let it read its rules anew."""

@@ -40,7 +40,7 @@ def sources_of(options: argparse.Namespace, config: Config) -> list[Source]:
     sources: list[Source] = [DirectorySource(Path(directory)) for directory in directories]
     if options.udev:
         # Only here: libudev exists on Linux alone.
-        from usbplugin.discovery.udev import UdevSource  # noqa: PLC0415
+        from usbplugin.discovery.udev import UdevSource
 
         sources.insert(0, UdevSource(config.nodes))
     if not sources:
@@ -56,4 +56,5 @@ def places_of(options: argparse.Namespace) -> Places:
         pod_resources=Path(options.pod_resources),
         link_dir=Path(options.link_dir),
         cdi_dir=Path(options.cdi_dir),
+        features_dir=Path(options.features_dir),
     )

@@ -156,7 +156,7 @@ async def _view(options: argparse.Namespace, exits: AsyncExitStack) -> View:
 
 def _hardware(options: argparse.Namespace) -> tuple[Config, list[Source]]:
     # A configuration knows the kubelet's rules, and loads gRPC; what a daemon says needs none.
-    from usbplugin.commands.common import config_of, sources_of  # noqa: PLC0415
+    from usbplugin.commands.common import config_of, sources_of
 
     config = config_of(options)
     return config, sources_of(options, config)

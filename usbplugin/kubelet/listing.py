@@ -43,9 +43,7 @@ def _serialized(device: Device, shares: int) -> bytes:
     topology = v1beta1.TopologyInfo(nodes=[v1beta1.NUMANode(ID=n) for n in sorted(numa_nodes)])
     return v1beta1.ListAndWatchResponse(
         devices=[
-            v1beta1.Device(
-                ID=share_id, health=health, topology=topology if numa_nodes else None
-            )
+            v1beta1.Device(ID=share_id, health=health, topology=topology if numa_nodes else None)
             for share_id in share_ids(device.id, shares)
         ]
     ).SerializeToString()
