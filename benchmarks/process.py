@@ -1,4 +1,4 @@
-"""``usbplugin serve`` as a process: start, a kubelet's restart, idleness; and what proc(5) tells."""
+"""``usbplugin serve`` as a process: start, a kubelet's restart, idleness; what proc(5) tells."""
 
 from __future__ import annotations
 

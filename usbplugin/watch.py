@@ -158,15 +158,16 @@ def _is_alive(part: Thread) -> bool:
     )
 
 
-_Inode = tuple[int, int] | None
+_Inode = tuple[int, int, int] | None
 
 
 def _inode(path: Path) -> _Inode:
+    """What a watch is on: of a file system that was mounted anew, the other two may be the same."""
     try:
         status = os.stat(path)  # noqa: PTH116 -- follows links, as the watch does
+        return status.st_dev, status.st_ino, os.statvfs(path).f_fsid
     except FileNotFoundError:
         return None
-    return status.st_dev, status.st_ino
 
 
 class _Handler(FileSystemEventHandler):

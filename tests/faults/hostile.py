@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
 
 if TYPE_CHECKING:
+    import random
     import socket
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
@@ -92,7 +92,9 @@ def rubbish(rng: random.Random) -> bytes:
         case 0:
             return rng.randbytes(rng.randint(1, 4096))
         case 1:
-            return http2.frame(rng.randrange(256), rng.randrange(256), rng.randrange(8), b"\xff" * 9)
+            return http2.frame(
+                rng.randrange(256), rng.randrange(256), rng.randrange(8), b"\xff" * 9
+            )
         case 2:
             return http2.opening() + http2.call(
                 http2.ALLOCATE, rng.randbytes(rng.randint(1, 200)), rng.randrange(0, 9)

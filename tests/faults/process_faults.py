@@ -149,9 +149,10 @@ async def no_inotify(rig: Rig, rng: random.Random) -> None:
     rig.forget_names()
     prefix = ("unshare", "--user", "--map-root-user", "sh", "-c")
     limit = "echo 0 > /proc/sys/user/max_inotify_instances"
-    if not shutil.which("unshare") or subprocess.run(
-        [*prefix, limit], capture_output=True, check=False
-    ).returncode:
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*prefix, limit], capture_output=True, check=False).returncode
+    ):
         rig.start()
         return
     rig.start(*prefix, f'{limit}; exec "$@"', "sh")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ from usbplugin.virtual import (
 if TYPE_CHECKING:
     import random
     from collections.abc import AsyncIterator, Callable
+    from signal import Signals
 
     from usbplugin.virtual import VirtualPort
 
@@ -153,11 +153,11 @@ class Rig:
         before, self._process = self._process, successor
         return before
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
 
-    async def end(self, number: signal.Signals) -> int:
+    async def end(self, number: Signals) -> int:
         """End the plugin; return its exit status."""
         self.signal(number)
         assert self._process is not None

@@ -42,7 +42,9 @@ class DeviceCgroup:
         try:
             program = _load(_program(numbers))
             try:
-                _bpf(_PROG_ATTACH, struct.pack("IIII", directory, program, _ATTACH_CGROUP_DEVICE, 0))
+                _bpf(
+                    _PROG_ATTACH, struct.pack("IIII", directory, program, _ATTACH_CGROUP_DEVICE, 0)
+                )
             finally:
                 os.close(program)
         finally:
@@ -59,25 +61,23 @@ class DeviceCgroup:
 
 
 def _program(numbers: Collection[tuple[int, int]]) -> bytes:
-    """Allow opening these character devices; registers: 1 is what is asked, 0 the answer."""
-    # What is asked: the kind of device, and above it the kind of access; major; minor.
-    deny = 2 + 2 * len(numbers)
+    """Register 1 leads to what is asked: the kind of device and access, major, minor; 0 answers."""
+    pairs = 2 * len(numbers)
     code = [
-        _instruction(_LOAD_WORD, 2, 1, 0),
+        _instruction(_LOAD_WORD, 2, 1, offset=0),
         _instruction(_COPY, 3, 2),
         _instruction(_AND, 3, value=0xFFFF),
-        _instruction(_JUMP_IF_NOT, 3, offset=5 + deny - 2, value=_CHARACTER_DEVICE),
+        _instruction(_JUMP_IF_NOT, 3, offset=5 + pairs, value=_CHARACTER_DEVICE),
         _instruction(_SHIFT_RIGHT, 2, value=16),
         _instruction(_AND, 2, value=~_READ_OR_WRITE),
-        _instruction(_JUMP_IF_NOT, 2, offset=2 + deny - 2, value=0),
-        _instruction(_LOAD_WORD, 4, 1, 4),
-        _instruction(_LOAD_WORD, 5, 1, 8),
+        _instruction(_JUMP_IF_NOT, 2, offset=2 + pairs, value=0),
+        _instruction(_LOAD_WORD, 4, 1, offset=4),
+        _instruction(_LOAD_WORD, 5, 1, offset=8),
     ]
-    for index, (major, minor) in enumerate(numbers):
-        left = 2 * (len(numbers) - index - 1)
+    for left, (major, minor) in zip(range(pairs, 0, -2), numbers, strict=True):
         code += [
             _instruction(_JUMP_IF_NOT, 4, offset=1, value=major),
-            _instruction(_JUMP_IF, 5, offset=left + 2, value=minor),
+            _instruction(_JUMP_IF, 5, offset=left, value=minor),
         ]
     for answer in (0, 1):
         code += [_instruction(_MOVE, 0, value=answer), _instruction(_EXIT)]

@@ -51,12 +51,11 @@ async def test_hostile_descriptors_reach_nothing_unescaped(gadget: GadgetFactory
     found: list[set[str]] = []
     async with AsyncExitStack() as stack:
         nodes = [HardwareNode(), HardwareNode()]
-        plugins = []
+        plugins: list[Process] = []
         for node, log_format in zip(nodes, ("text", "json"), strict=True):
             await stack.enter_async_context(node)
             flags = ("--log-format", log_format, "--log-level", "debug")
-            plugin = node.serve(*flags, resources=RESOURCES)
-            plugins.append(await stack.enter_async_context(plugin))
+            plugins.append(await stack.enter_async_context(node.serve(*flags, resources=RESOURCES)))
         for text in HOSTILE.values():
             device = gadget(serial=text, manufacturer=text, product=text, port=0)
             device.plug(wait=False)
@@ -70,11 +69,11 @@ async def test_hostile_descriptors_reach_nothing_unescaped(gadget: GadgetFactory
             device.remove()
             for node in nodes:
                 await node.healthy()
-        for node, plugin in zip(nodes, plugins, strict=True):
+        for node, process in zip(nodes, plugins, strict=True):
             assert len(node.states()) == len(set.union(*found))
             assert not node.kubelet.log.violations
-            plugin.signal(signal.SIGTERM)
-            assert await plugin.wait(within=20) == 0
+            process.signal(signal.SIGTERM)
+            assert await process.wait(within=20) == 0
             check_files(node)
         check_text_log(plugins[0])
         check_json_log(plugins[1])

@@ -100,7 +100,9 @@ async def test_udevd_starts_while_the_plugin_runs(
             udevd.start()
             udevd.trigger()
             await process.wait_for_log("device changed", within=TIMEOUT)
-            assert await links(node, acm_id("MINE")) == [f"{BY_ID}/usb-Maker_Serial_Thing_MINE-if00"]
+            assert await links(node, acm_id("MINE")) == [
+                f"{BY_ID}/usb-Maker_Serial_Thing_MINE-if00"
+            ]
     finally:
         if os.path.exists("/run/udev.away"):
             os.rename("/run/udev.away", "/run/udev")

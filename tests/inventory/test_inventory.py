@@ -2,9 +2,19 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+
 from tests.support import all_ports, gone, present, usb_port
 from usbplugin.discovery import Fact, IdentityMode, Port, Readiness
-from usbplugin.inventory import Device, Health, HealthPolicy, Inventory, ResourceRule, Selector
+from usbplugin.inventory import (
+    Device,
+    Health,
+    HealthPolicy,
+    Holding,
+    Inventory,
+    ResourceRule,
+    Selector,
+)
 from usbplugin.inventory.inventory import MOST_ABSENT
 
 SERIAL = "usbplugin/serial"
@@ -265,6 +275,28 @@ def test_a_bare_directory_entry_is_named_by_its_place() -> None:
         ),
     )
     assert len(ids) == 2
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_twin_that_was_forgotten_is_not_taken_for_the_one_that_is_remembered(
+    restarted: bool,  # noqa: FBT001 -- parametrized
+) -> None:
+    one, other = usb_port("ttyUSB0", location="1"), usb_port("ttyUSB1", location="2")
+    replay = Replay()
+    replay(present(one))
+    replay.inventory.hold([Holding(SERIAL, A, "default/pod/main")], replay.now, replay.now)
+    replay(present(other))
+    replay(gone(other))
+    replay.now += RETENTION + 1
+    assert replay(gone(one)) == {A: Health.UNPLUGGED}
+    if restarted:
+        memory = replay.inventory.memory(A)
+        replay.inventory = Inventory((ResourceRule(SERIAL),), memories=[memory], now=replay.now)
+    replay.now += 1
+    assert replay(present(other)) == {
+        A: Health.UNPLUGGED,
+        "usb-0403:6001-at-2-if00": Health.READY,
+    }
 
 
 def test_a_device_is_seen_under_a_new_name_before_its_old_one_is_known_to_be_gone() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import threading
+import time
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -271,6 +272,9 @@ async def test_the_metrics_tell_the_whole_story(node: Node) -> None:
         assert found["usbplugin_http_listening unix"] == 1
         assert found["usbplugin_http_listening tcp"] == 0
         assert 10e6 < found["process_resident_memory_bytes"] < 1e9
+        assert 0 <= time.time() - found["process_start_time_seconds"] < 3600
+        again = await metrics(node)
+        assert again["process_start_time_seconds"] == found["process_start_time_seconds"]
 
         await node.kubelet.run_container(SERIAL)
         await node.until_held(agent, GPS)

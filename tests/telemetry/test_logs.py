@@ -18,7 +18,7 @@ from usbplugin.telemetry import logs
 from usbplugin.telemetry.logs import LogFormat, fields
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -84,20 +84,8 @@ async def test_a_storm_is_told_in_a_few_lines(node: Node) -> None:
         assert shown + sum(record["count"] for record in told) == times
 
 
-@pytest.fixture
-def restored() -> Iterator[None]:
-    root, ours = logging.getLogger(), logging.getLogger("usbplugin")
-    before = (root.handlers[:], root.level, ours.level)
-    yield
-    for handler in root.handlers:
-        handler.close()
-    root.handlers[:], level, our_level = before
-    root.setLevel(level)
-    ours.setLevel(our_level)
-
-
 @pytest.mark.parametrize("log_format", LogFormat)
-def test_no_hostile_byte_gets_into_a_line(restored: None, log_format: LogFormat) -> None:
+def test_no_hostile_byte_gets_into_a_line(log_format: LogFormat) -> None:
     stream = io.StringIO()
     logs.configure("info", log_format, stream)
     hostile = 'a\n2026 INFO forged x="1"\r\x1b[31m\u2028\u202e\ud800"\\ end'
@@ -113,7 +101,7 @@ def test_no_hostile_byte_gets_into_a_line(restored: None, log_format: LogFormat)
         assert record["nodes"] == [hostile, "b"]
 
 
-def test_a_text_line_has_stable_keys_and_a_json_line_has_its_own_first(restored: None) -> None:
+def test_a_text_line_has_stable_keys_and_a_json_line_has_its_own_first() -> None:
     stream = io.StringIO()
     logs.configure("info", LogFormat.TEXT, stream)
     logging.getLogger("usbplugin.x").info(
@@ -129,7 +117,7 @@ def test_a_text_line_has_stable_keys_and_a_json_line_has_its_own_first(restored:
     assert (record["event"], record["event_"], record["level"]) == ("device ready", "mine", "info")
 
 
-def test_others_are_heard_from_warnings_on(restored: None) -> None:
+def test_others_are_heard_from_warnings_on() -> None:
     stream = io.StringIO()
     logs.configure("debug", LogFormat.TEXT, stream)
     logging.getLogger("asyncio").info("chatter")

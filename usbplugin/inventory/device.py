@@ -83,6 +83,8 @@ class Memory(msgspec.Struct, frozen=True):
     """By slot."""
     absent_since: float | None = None
     """Seconds of CLOCK_MONOTONIC, which a restart of the plugin does not touch."""
+    has_twin: bool = False
+    """Whether another device has shown the same descriptors."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -272,9 +272,18 @@ class Inventory:
                     return record.id
         for candidate in candidates[:-1]:
             holder = self._records.get(candidate)
-            if holder is None or not (holder.present or self._has_twin(holder)):
+            if holder is None or not self._is_anothers(holder, port):
                 return candidate
         return candidates[-1]
+
+    def _is_anothers(self, record: Record, port: Port) -> bool:
+        """Whether a known device is certainly, or perhaps, another one than the one of ``port``."""
+        if not record.present:
+            return record.has_twin or self._has_twin(record)
+        if descriptors(port, record.rule.unit) in self._claims(record):
+            record.has_twin = True  # not to be forgotten, even if the other one is
+            self._dirty.add(record.id)
+        return True
 
     def _fingerprint_of(self, record: Record) -> Fingerprint | None:
         port = next(iter(record.ports.values()), None)
@@ -282,13 +291,14 @@ class Inventory:
 
     def _has_twin(self, record: Record) -> bool:
         """Whether its serial is known from another device too, and so tells nobody from anybody."""
-        claims = {
-            descriptors(port, other.rule.unit)
-            for other in self._records.values()
-            if other is not record
-            for port in other.ports.values()
-        }
-        return any(descriptors(port, record.rule.unit) in claims for port in record.ports.values())
+        others = (other for other in self._records.values() if other is not record)
+        known = {claim for other in others for claim in self._claims(other)}
+        return any(claim in known for claim in self._claims(record))
+
+    @staticmethod
+    def _claims(record: Record) -> list[Fingerprint]:
+        """What a device has said of itself."""
+        return [descriptors(port, record.rule.unit) for port in record.ports.values()]
 
     def _restore(self, memory: Memory, now: float) -> Record | None:
         """Know a device again; None if it belongs to no resource any longer."""
@@ -302,6 +312,7 @@ class Inventory:
             rule,
             ports={port.slot: port for port in memory.ports},
             handed_over=dict(memory.handed_over),
+            has_twin=memory.has_twin,
             listed=True,
             health=Health.UNPLUGGED,
             since=now if memory.absent_since is None else min(memory.absent_since, now),

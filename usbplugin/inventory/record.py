@@ -34,6 +34,8 @@ class Record:
     """By slot: what the container that holds the device was given."""
     handed_over_at: float = _LONG_AGO
     holders: tuple[str, ...] = ()
+    has_twin: bool = False
+    """Whether another device has shown the same descriptors, be it known or forgotten by now."""
     departures: deque[float] = field(default_factory=lambda: deque(maxlen=64))
     last_move: float = _LONG_AGO
     """When a port last came or went."""
@@ -162,4 +164,5 @@ class Record:
             ports=tuple(self.ports[slot] for slot in sorted(self.ports)),
             handed_over=dict(self.handed_over),
             absent_since=None if self.present else self.since,
+            has_twin=self.has_twin,
         )

@@ -58,6 +58,7 @@ class Metrics(Observer):
         self.http_refused = Counter(catalogue.HTTP_REFUSED)
         self._config_is_good = True
         self._config_applied_at = time.time()
+        self._started = _start_time()
         self._listening = dict.fromkeys(LISTENERS, 0)
         for outcome in ("ok", "failed"):
             self.holder_queries.expect(outcome)
@@ -144,6 +145,7 @@ class Metrics(Observer):
             Readings(catalogue.LOG_RECORDS, COUNTS.logged()),
             Readings(catalogue.LOG_SUPPRESSED, COUNTS.suppressed()),
             Readings(catalogue.CPU, {(): time.process_time()}),
+            Readings(catalogue.STARTED, {(): self._started}),
             *_process(),
         ]
 
@@ -151,16 +153,27 @@ class Metrics(Observer):
 def _process() -> list[Readings]:
     """What proc(5) tells of this process; nothing where there is none."""
     try:
-        with open("/proc/self/stat", "rb") as file:  # noqa: PTH123 -- at each scrape
-            # The command's name, in parentheses, may hold blanks; field 3 follows it.
-            values = file.read().rpartition(b")")[2].split()
-        descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        resident = int(_stat()[21])
+        descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 -- at each scrape
     except OSError:
         return []
-    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-    started = booted + int(values[19]) / os.sysconf("SC_CLK_TCK")
     return [
-        Readings(catalogue.RESIDENT, {(): int(values[21]) * os.sysconf("SC_PAGE_SIZE")}),
+        Readings(catalogue.RESIDENT, {(): resident * os.sysconf("SC_PAGE_SIZE")}),
         Readings(catalogue.DESCRIPTORS, {(): descriptors}),
-        Readings(catalogue.STARTED, {(): started}),
     ]
+
+
+def _start_time() -> float:
+    """Seconds since 1970; now, where proc(5) does not tell."""
+    try:
+        ticks = int(_stat()[19])
+    except OSError:
+        return time.time()
+    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return booted + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _stat() -> list[bytes]:
+    """The fields of /proc/self/stat after the name, which is in parentheses and may hold blanks."""
+    with open("/proc/self/stat", "rb") as file:  # noqa: PTH123 -- at each scrape
+        return file.read().rpartition(b")")[2].split()
