@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test hardware-test hardware-shell image image-test kind-demo deploy-tools lint types format bench protos docs lock clean
+.PHONY: help demo test hardware-test hardware-shell faults image image-test kind-demo deploy-tools lint types format bench protos docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ hardware-test: .venv ## the tests on a real USB stack, in a virtual machine (QEM
 
 hardware-shell: .venv ## a shell in that machine, to plug and unplug devices by hand (usbgadget)
 	@$(BIN)/python -m tests.hardware.vm --shell
+
+faults: .venv ## do all kinds of harm to a node, and see what it takes
+	$(BIN)/python -m tests.faults $(ARGS)
 
 image: ## build the container image with docker, podman or buildah
 	deploy/image/build.sh $(IMAGE_FLAGS)
@@ -67,6 +70,7 @@ protos: .venv ## regenerate usbplugin/api from protos/
 
 docs: .venv ## regenerate what docs/ derives from the code
 	$(BIN)/python docs/generate.py
+	$(BIN)/python -m usbplugin.telemetry.document > docs/metrics.md
 
 lock: .venv ## compile requirements*.lock from pyproject.toml (UPGRADE=1 takes newer releases)
 	$(BIN)/uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --generate-hashes --python-version 3.11 \

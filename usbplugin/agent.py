@@ -138,13 +138,15 @@ class Agent:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     helpers = [
+                        tasks.create_task(
+                            self._front.open(self._http_address, self._places.control_socket)
+                        ),
                         tasks.create_task(self._keep_inventory()),
                         *(
                             tasks.create_task(self._run_source(source, threads))
                             for source in self._sources
                         ),
                     ]
-                    await self._front.open(self._http_address, self._places.control_socket)
                     # The kubelet takes the first list for the whole truth: know it before.
                     await self._learn_everything()
                     for handover in self._config.handovers():

@@ -39,6 +39,7 @@ class Hardware:
         self._history = History()
         self._unheard = {source.name for source in sources}
         self._heard = asyncio.Event()
+        self._ending: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def __str__(self) -> str:
         return "the hardware, no daemon being asked"
@@ -56,13 +57,13 @@ class Hardware:
             runs = [loop.run_in_executor(threads, s.run, facts.post) for s in self._sources]
             keeping = asyncio.create_task(self._keep(facts))
             hearing = asyncio.create_task(self._heard.wait())
-            failing = asyncio.gather(*runs)
-            either: tuple[asyncio.Future[Any], ...] = (hearing, failing)
+            self._ending = asyncio.gather(*runs)
+            either: tuple[asyncio.Future[Any], ...] = (hearing, self._ending)
             try:
                 # Sources end before they are stopped only if they fail.
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-                if failing.done():
-                    failing.result()
+                if self._ending.done():
+                    self._ending.result()
                 yield
             finally:
                 keeping.cancel()
@@ -81,9 +82,22 @@ class Hardware:
         return [msgspec.structs.asdict(event) for event in self._history.events]
 
     async def follow(self) -> AsyncGenerator[Document, None]:
-        """What is here now, as events, then each change as it happens."""
-        async for events in self._history.follow(0, _LONG):
-            for event in events:
+        """What is here now, as events, then each change as it happens.
+
+        Raises:
+            DiscoveryError: a source cannot see ports any longer.
+        """
+        batches = self._history.follow(0, _LONG)
+        while True:
+            batch = asyncio.ensure_future(anext(batches))
+            either: tuple[asyncio.Future[Any], ...] = (batch, self._ending)
+            try:
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                batch.cancel()
+            if self._ending.done():
+                self._ending.result()
+            for event in batch.result():
                 yield msgspec.structs.asdict(event)
 
     async def _keep(self, facts: FactQueue) -> None:

@@ -110,8 +110,9 @@ async def page() -> None:
         bus, stopping = Bus(), asyncio.Event()
         agent = Agent(config, [bus], node.places, http_address=("127.0.0.1", PORT))
         running = asyncio.create_task(agent.run(stopping))
-        for resource in (ZIGBEE, SERIAL):
-            await node.kubelet.wait_for(lambda name=resource: node.kubelet.resource(name).healthy)
+        await node.kubelet.wait_for(
+            lambda: all(node.kubelet.resource(name).healthy for name in (ZIGBEE, SERIAL))
+        )
         (zigbee,) = node.kubelet.resource(ZIGBEE).healthy
         await node.kubelet.run_container(ZIGBEE, pod="zigbee2mqtt")
         (modbus,) = (d for d in node.kubelet.resource(SERIAL).healthy if "0403" in d)

@@ -21,20 +21,25 @@ async def _run(options: argparse.Namespace, log: Path) -> int:
     seed = secrets.randbelow(10**9) if options.seed is None else options.seed
     faults, skipped = chosen(slow=options.seconds > 600, pattern=options.only)
     if skipped and os.environ.get("USBPLUGIN_REQUIRE_ALL") == "1":
+        print("USBPLUGIN_REQUIRE_ALL=1, and these cannot be done here:", *skipped, sep="\n  ")
         return 1
+    print(f"seed {seed}: --seed {seed} repeats it; the plugin's log is {log}", flush=True)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="up-") as root:
         async with rig(Path(root), random.Random(seed), log, watched=options.watched) as node:
             campaign = Campaign(node, seed, faults)
             try:
                 await campaign.run(options.seconds)
-            except Broken:
+            except Broken as error:
+                print(f"\nBROKEN after {campaign.count} faults (seed {seed}): {error}")
                 return 1
             finally:
+                print(campaign.table(), flush=True)
                 campaign.write(options.output)
-    for _reason in skipped:
-        pass
-    time.monotonic() - began
+    for reason in skipped:
+        print(f"not done: {reason}")
+    seconds = time.monotonic() - began
+    print(f"\n{campaign.count} faults in {seconds:.0f} s, {len(campaign.lives)} lives: all is well")
     return 0
 
 

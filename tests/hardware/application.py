@@ -6,6 +6,7 @@ It needs nothing but Python's standard library, no device node of its own, and a
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 from contextlib import closing
@@ -32,8 +33,8 @@ def answer(command: str, path: str, data: str = "") -> str | None:
 
 
 def main() -> None:
-    for _line in sys.stdin:
-        pass
+    for line in sys.stdin:
+        print(json.dumps(answer(*json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":
