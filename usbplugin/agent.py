@@ -10,15 +10,14 @@ import asyncio
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from usbplugin.config import Registration, load
 from usbplugin.custody import Custody
-from usbplugin.discovery import AllPorts, PortGone, PortPresent
-from usbplugin.errors import ConfigError, KubeletError
+from usbplugin.discovery import AllPorts
+from usbplugin.errors import ConfigError
 from usbplugin.facts import FactQueue
-from usbplugin.inventory import Health
+from usbplugin.holders import Holders
 from usbplugin.kubelet import (
     CdiDirectory,
     ClassicRegistrar,
@@ -32,30 +31,28 @@ from usbplugin.kubelet import (
 from usbplugin.nodefeatures import NodeFeatures
 from usbplugin.status.front import Front
 from usbplugin.status.health import session_part, source_part
-from usbplugin.status.history import History
+from usbplugin.status.journal import Journal
 from usbplugin.status.status import Status
 from usbplugin.supervision import Part, supervise
 from usbplugin.telemetry.logs import fields
-from usbplugin.telemetry.metrics import Metrics
 from usbplugin.watch import follow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from usbplugin.config import Config
-    from usbplugin.discovery import Fact, Source
+    from usbplugin.discovery import Source
     from usbplugin.inventory import Change, ResourceRule, Snapshot
     from usbplugin.kubelet import Handover, Registrar
     from usbplugin.places import Places
     from usbplugin.status.front import Address
+    from usbplugin.telemetry.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 
 _FIRST_SCAN_TIMEOUT = 3.0
 _STOP_TIMEOUT = 3.0
-_HOLDER_INTERVAL = 30.0
-_SHORTEST_HOLDER_INTERVAL = 1.0
 
 
 class Agent:
@@ -83,16 +80,14 @@ class Agent:
         self._sources = tuple(sources)
         self._places = places
         self._directory = PluginDirectory(places.kubelet_dir)
-        self._pod_resources = PodResources(places.pod_resources)
         self._sessions: dict[str, Session] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._parts = {
             part.name: part for part in (Part(source_part(s.name)) for s in self._sources)
         }
-        self._listed_at: dict[str, float] = {}
         self._http_address = http_address
-        self._metrics = Metrics(health.value for health in Health)
-        self._history = History()
+        self._journal = Journal()
+        self._metrics = self._journal.metrics
         self._custody = Custody(
             config.rules(),
             config.handovers(),
@@ -103,6 +98,7 @@ class Agent:
             self._publish,
             self._changed,
         )
+        self._holders = Holders(PodResources(places.pod_resources), self._custody, self._metrics)
         self._features = NodeFeatures(places.features_dir)
         status = Status(
             self._custody,
@@ -110,9 +106,9 @@ class Agent:
             self._sources,
             self._sessions,
             self._parts,
-            self._listed_at,
+            self._journal.listed_at,
         )
-        self._front = Front(status, self._metrics, self._history)
+        self._front = Front(status, self._metrics, self._journal.history)
         self._unheard = {source.name for source in self._sources}
         self._heard = asyncio.Event()
         self._facts = FactQueue()
@@ -153,7 +149,7 @@ class Agent:
                         self._open_session(handover, tasks)
                     helpers += [
                         tasks.create_task(self._directory.watch(self._look)),
-                        tasks.create_task(self._watch_holders()),
+                        tasks.create_task(self._holders.watch()),
                         tasks.create_task(self._follow_config(tasks)),
                     ]
                     await stopping.wait()
@@ -161,8 +157,7 @@ class Agent:
                     await self._close_sessions(list(self._sessions))
                     for task in helpers:
                         task.cancel()
-                    if self._pod_resources.is_there:
-                        await self._learn_holders()
+                    await self._holders.ask()
                     self._custody.release()
                     if self._config.node_features:
                         self._features.remove()
@@ -230,9 +225,8 @@ class Agent:
                 extra=fields(missing=sorted(self._unheard)),
             )
             return
-        if self._pod_resources.is_there:
-            await self._learn_holders()
-        else:
+        await self._holders.ask()
+        if not self._holders.can_be_asked:
             _log.info(
                 "who holds devices is not known: no PodResources socket",
                 extra=fields(socket=self._places.pod_resources),
@@ -245,22 +239,11 @@ class Agent:
             wait = None if deadline is None else max(0.0, deadline - time.monotonic())
             batch = await self._facts.get(wait)
             self._custody.apply(batch)
-            self._count(batch)
+            self._journal.found(batch)
             if self._unheard:
                 self._unheard -= {fact.source for fact in batch if isinstance(fact, AllPorts)}
                 if not self._unheard:
                     self._heard.set()
-
-    def _count(self, facts: Iterable[Fact]) -> None:
-        for fact in facts:
-            match fact:
-                case AllPorts(source, _, reason):
-                    self._listed_at[source] = time.monotonic()
-                    self._metrics.rescans.add(source, reason)
-                case PortPresent(source):
-                    self._metrics.port_events.add(source, "present")
-                case PortGone(source):
-                    self._metrics.port_events.add(source, "gone")
 
     def _publish(self, snapshot: Snapshot, noticed: float | None) -> None:
         if session := self._sessions.get(snapshot.resource):
@@ -268,15 +251,7 @@ class Agent:
 
     def _changed(self, changes: Sequence[Change]) -> None:
         self._offer_features()
-        self._history.record(changes)
-        self._metrics.devices_changed(
-            (
-                change.device.resource,
-                change.before.value if change.before else None,
-                change.after.value if change.after else None,
-            )
-            for change in changes
-        )
+        self._journal.changed(changes)
 
     def _offer_features(self) -> None:
         if self._config.node_features:
@@ -286,35 +261,16 @@ class Agent:
         for session in self._sessions.values():
             session.look()
 
-    async def _watch_holders(self) -> None:
-        """Ask who holds what: now and then, and soon where it decides something."""
-        while True:
-            soon = self._custody.awaits_holders
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_SHORTEST_HOLDER_INTERVAL if soon else _HOLDER_INTERVAL):
-                    await self._custody.changed()
-            if self._pod_resources.is_there:
-                await self._learn_holders()
-            await asyncio.sleep(_SHORTEST_HOLDER_INTERVAL)  # a storm is asked about once
-
-    async def _learn_holders(self) -> None:
-        asked_at = time.monotonic()
-        try:
-            holdings = await self._pod_resources.list()
-        except KubeletError as error:
-            # It is away now and then, and asked again soon.
-            _log.info("who holds devices is not known now", extra=fields(reason=error))
-            self._metrics.holder_queries.add("failed")
-        else:
-            self._metrics.holder_queries.add("ok")
-            self._custody.hold(holdings, asked_at)
-
     async def _follow_config(self, tasks: asyncio.TaskGroup) -> None:
         """Apply the file whenever its text changes; a ConfigMap changes by a swapped link."""
         if self._config_file is None:
             return
-        changed = asyncio.Event()
-        async for _ in follow(self._config_file.parent, changed):
+        seen: bytes | None = b""
+        async for _ in follow(self._config_file.parent, asyncio.Event()):
+            text = _content(self._config_file)
+            if text == seen:
+                continue
+            seen = text
             try:
                 config = load(self._config_file)
             except ConfigError as error:
@@ -348,3 +304,11 @@ class Agent:
             "configuration applied",
             extra=fields(file=self._config_file, kept=sorted(kept), now=sorted(self._sessions)),
         )
+
+
+def _content(path: Path) -> bytes | None:
+    """A file's content; None if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None

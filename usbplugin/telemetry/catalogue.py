@@ -161,7 +161,7 @@ HOLDER_QUERIES = Metric(
 CONFIG_RELOADS = Metric(
     "usbplugin_config_reloads_total",
     _COUNTER,
-    "Looks at a configuration file that may have changed, by outcome.",
+    "Looks at a configuration file whose text is a new one, by outcome.",
     ("outcome",),
 )
 CONFIG_GOOD = Metric(

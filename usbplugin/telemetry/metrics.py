@@ -26,7 +26,6 @@ RELOADS = ("applied", "unchanged", "refused")
 RESCAN_REASONS = ("start", "change", "period", "overflow")
 PORT_EVENTS = ("present", "gone")
 FORGOTTEN = "forgotten"
-UNPLUGGED = "unplugged"
 PATHS = ("/", "/metrics", "/healthz", "/readyz", "/devices", "/events")
 OTHER_PATH = "other"
 LISTENERS = ("tcp", "unix")
@@ -102,15 +101,6 @@ class Metrics(Observer):
 
     def registered(self, resource: str, *, accepted: bool) -> None:  # noqa: D102
         self.registrations.add(resource, "accepted" if accepted else "failed")
-
-    def devices_changed(self, changes: Iterable[tuple[str, str | None, str | None]]) -> None:
-        """Devices of a resource came from a state of health (None: were new) into another one."""
-        for resource, before, after in changes:
-            if before == after:
-                continue
-            self.device_changes.add(resource, after or FORGOTTEN)
-            if before == UNPLUGGED and after is not None:
-                self.device_replugs.add(resource)
 
     def config_looked_at(self, outcome: str) -> None:
         """The file was applied, refused, or says what it said before."""
