@@ -28,7 +28,7 @@ test: .venv ## all tests that need neither root nor hardware
 
 hardware-test: .venv ## the tests on a real USB stack, in a virtual machine (QEMU; no KVM needed)
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -p no:cacheprovider --collect-only tests/hardware > /dev/null
-	$(BIN)/python -m tests.hardware.vm --timeout 780 -- \
+	$(BIN)/python -m tests.hardware.vm --timeout 1500 -- \
 	  python -m pytest -p no:cacheprovider --junitxml=results/hardware/junit.xml tests/hardware $(ARGS)
 
 hardware-shell: .venv ## a shell in that machine, to plug and unplug devices by hand (usbgadget)
