@@ -265,7 +265,7 @@ class Agent:
         """Apply the file whenever its text changes; a ConfigMap changes by a swapped link."""
         if self._config_file is None:
             return
-        seen: bytes | None = b""
+        seen: object = self  # whatever the file holds, it is new at first
         async for _ in follow(self._config_file.parent, asyncio.Event()):
             text = _content(self._config_file)
             if text == seen:
