@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test hardware-test hardware-shell faults image image-test kind-demo deploy-tools lint types format bench protos docs lock clean
+.PHONY: help demo test hardware-test hardware-shell faults image image-test kind-demo deploy-tools lint types format bench protos docs pictures lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ protos: .venv ## regenerate usbplugin/api from protos/
 docs: .venv ## regenerate what docs/ derives from the code
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m usbplugin.telemetry.document > docs/metrics.md
+
+pictures: .venv ## make the pictures of README and docs from the real program (needs Chromium)
+	$(BIN)/python docs/images/make.py
 
 lock: .venv ## compile requirements*.lock from pyproject.toml (UPGRADE=1 takes newer releases)
 	$(BIN)/uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --generate-hashes --python-version 3.11 \

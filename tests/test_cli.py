@@ -156,6 +156,14 @@ def test_a_bad_environment_variable_is_named(
     assert f"{name}={value}: expected" in capsys.readouterr().err
 
 
+def test_an_http_address_that_is_none_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--no-udev", "--device-dir", str(tmp_path), "--http-address", "9808"]
+    assert main(["serve", *flags]) == 2
+    assert "--http-address: expected HOST:PORT" in capsys.readouterr().err
+
+
 def test_nothing_to_discover_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--no-udev"]) == 1
     assert "needs at least one --device-dir" in capsys.readouterr().err

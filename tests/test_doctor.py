@@ -176,9 +176,12 @@ def test_drivers(tree: Path, files: dict[str, str], module: str | None) -> None:
 
 def test_inotify(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = "proc/sys/fs/inotify/max_user_instances"
-    is_(hardware.check_inotify(grow(tree, {limit: "128\n"})), Grade.WARN, "128", "sysctl")
-    node = grow(tree, {limit: "8192\n"})
-    is_(hardware.check_inotify(node), Grade.OK, "8192")
+    node = grow(tree, {limit: "8\n", "proc/77/comm": "watcher\n"})
+    (tree / "proc/77/fd").mkdir()
+    is_(hardware.check_inotify(node), Grade.OK, "up to 8 instances")
+    for number in range(7):
+        (tree / f"proc/77/fd/{number}").symlink_to("anon_inode:inotify")
+    is_(hardware.check_inotify(node), Grade.WARN, "7 of the 8 instances", "sysctl")
     monkeypatch.setattr(DirectoryWatch, "refresh", lambda _: False)
     is_(hardware.check_inotify(node), Grade.WARN, "not available", "sysctl")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -66,6 +67,23 @@ class Node:
             return (self.root / path).read_text(errors="replace").strip("\0\n ")
         except OSError:
             return ""
+
+    def processes(self) -> dict[str, str]:
+        """Names of the processes that can be seen, by their number."""
+        found = {}
+        for folder in (self.root / "proc").glob("[0-9]*"):
+            if name := self.read(f"proc/{folder.name}/comm"):
+                found[folder.name] = name
+        return found
+
+    def open_files(self, pid: str) -> list[str]:
+        """What a process has open; nothing if it has ended, or is not ours to look into."""
+        found = []
+        with suppress(OSError):
+            for link in (self.root / "proc" / pid / "fd").iterdir():
+                with suppress(FileNotFoundError):  # closed meanwhile
+                    found.append(str(link.readlink()))
+        return found
 
     def _mounts(self) -> list[tuple[str, str]]:
         """Mount points and types of file systems, by proc(5)'s mountinfo."""

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from usbplugin.discovery import Port, Source
 
 _RECEIVE_BUFFER = 1 << 16
-_FEW_INSTANCES = 256
+_INOTIFY = "anon_inode:inotify"
+_MOST_USED = 0.8
 
 # Vendors of USB serial chips, and the kernel modules that drive them (drivers/usb/serial).
 _MODULES = {
@@ -151,6 +152,7 @@ def check_drivers(node: Node) -> Finding:
 def check_inotify(node: Node) -> Finding:
     """Whether directories can be watched."""
     limit = node.read("proc/sys/fs/inotify/max_user_instances")
+    used = sum(node.open_files(pid).count(_INOTIFY) for pid in node.processes())
     watch = DirectoryWatch(Path("/dev"), lambda: None)
     try:
         works = watch.refresh()
@@ -159,9 +161,9 @@ def check_inotify(node: Node) -> Finding:
     remedy = "sysctl fs.inotify.max_user_instances=8192, and for good in /etc/sysctl.d/"
     if not works:
         return warn("inotify is not available: directories are looked at every second", remedy)
-    if limit.isdigit() and int(limit) < _FEW_INSTANCES:
+    if limit.isdigit() and used > _MOST_USED * int(limit):
         return warn(
-            f"inotify works, but a user may have {limit} instances only, which busy nodes use up",
+            f"inotify works, but {used} of the {limit} instances that a user may have are taken",
             remedy,
         )
     return ok(f"inotify works; up to {limit or 'an unknown number of'} instances per user")

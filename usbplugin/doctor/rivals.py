@@ -53,7 +53,7 @@ def check_modem_manager(node: Node) -> Finding:
         if "E:ID_MM_CANDIDATE=1" in entry
         and not any(key in entry for key in ("E:ID_MM_DEVICE_IGNORE=1", "E:ID_MM_PORT_IGNORE=1"))
     ]
-    runs = "ModemManager" in _processes(node).values()
+    runs = "ModemManager" in node.processes().values()
     if candidates and (runs or node.in_container):
         return warn(
             f"ModemManager, if it runs, sends AT commands to {', '.join(candidates)} for 10 to 20 s"
@@ -78,7 +78,7 @@ def check_brltty(node: Node) -> Finding:
     remedy = f"remove brltty from the host, or {_RULE}"
     if entries:
         return warn("brltty's udev rules claim a USB device that is plugged in", remedy)
-    if "brltty" in _processes(node).values():
+    if "brltty" in node.processes().values():
         return warn("brltty runs: it takes CH340, CP210x and FTDI adapters away", remedy)
     return ok(f"no brltty is seen{_ON_THE_NODE if node.in_container else ''}")
 
@@ -89,11 +89,11 @@ def check_openers(node: Node) -> Finding:
     for source in node.sources:
         with suppress(DiscoveryError):  # check_nodes tells
             wanted |= {port.node for port in source.scan() if not port.number.is_pty}
-    names = _processes(node)
+    names = node.processes()
     openers = sorted(
         f"{names[pid]} ({pid}) has {node_path}"
         for pid in names
-        for node_path in _open_files(node, pid) & wanted
+        for node_path in wanted.intersection(node.open_files(pid))
         if "kubepods" not in node.read(f"proc/{pid}/cgroup")
     )
     if openers:
@@ -103,23 +103,6 @@ def check_openers(node: Node) -> Finding:
     return ok(
         f"no process outside of pods has a port open{_ON_THE_NODE if node.in_container else ''}"
     )
-
-
-def _processes(node: Node) -> dict[str, str]:
-    """Names of the processes that we can see, by their number."""
-    found = {}
-    for folder in (node.root / "proc").glob("[0-9]*"):
-        if name := node.read(f"proc/{folder.name}/comm"):
-            found[folder.name] = name
-    return found
-
-
-def _open_files(node: Node, pid: str) -> set[str]:
-    found = set()
-    with suppress(OSError):  # it has ended, or is not ours to look into
-        for link in (node.root / "proc" / pid / "fd").iterdir():
-            found.add(str(link.readlink()))
-    return found
 
 
 def _tty_entries(node: Node) -> list[tuple[str, str]]:

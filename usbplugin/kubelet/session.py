@@ -231,9 +231,10 @@ class Session:
             server.add_insecure_port(unix_target(path))
         except RuntimeError as error:
             raise KubeletError(f"cannot serve on {path}: {error}") from error
+        self._plugin = plugin  # told from here on: devices may change while the server starts
         try:
             await server.start()
-            self._plugin, self._socket = plugin, path
+            self._socket = path
             yield plugin
         finally:
             self._plugin = self._socket = None
