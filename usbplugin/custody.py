@@ -158,6 +158,7 @@ class Custody:
             given = self._inventory.handed_over(device.id)
             paths = {port.slot: self._path_given(device, port, given) for port in device.ports}
         self._carry_out(self._inventory.hand_over(device.id, paths, time.monotonic()))
+        self._miss(device.id)
         self._save()  # before the kubelet gets its answer
 
     def container_ended(self, device_id: str) -> None:
@@ -231,9 +232,13 @@ class Custody:
         """Make links and memories again that somebody has deleted, or that could not be made."""
         for device in self.devices:
             self._links.update(device)
-            if not self._memories.is_kept(device.id):
-                self._unsaved.setdefault(device.id, self._inventory.memory(device.id))
+            self._miss(device.id)
         self._save()
+
+    def _miss(self, device_id: str) -> None:
+        """See to it that a device's memory is written again if somebody has deleted it."""
+        if not self._memories.is_kept(device_id):
+            self._unsaved.setdefault(device_id, self._inventory.memory(device_id))
 
 
 def _everything(ports: Mapping[tuple[str, str], Port]) -> list[AllPorts]:
