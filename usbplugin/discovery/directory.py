@@ -13,6 +13,7 @@ import re
 import stat
 import threading
 import time
+from enum import Enum, auto
 from pathlib import Path
 from select import poll
 from typing import TYPE_CHECKING
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _ENTRY = re.compile(r"tty(USB|ACM)[0-9A-Za-z_.-]*")
-_RESCAN_INTERVAL = 60.0
+_RESCAN_INTERVAL = 10.0
 _BLIND_RESCAN_INTERVAL = 1.0
 _LARGEST_DESCRIPTOR_FILE = 64 * 1024
+_MOST_READINGS = 5
 
 
 class Descriptors(msgspec.Struct, frozen=True):
@@ -48,6 +50,11 @@ class Descriptors(msgspec.Struct, frozen=True):
     interface: int = 0
     location: str = ""
     driver: str = ""
+
+
+class _Unusable(Enum):
+    GONE = auto()
+    REFUSED = auto()
 
 
 class DirectorySource:
@@ -103,11 +110,11 @@ class DirectorySource:
         refused: set[str] = set()
         ports = []
         for name in filter(_ENTRY.fullmatch, names):
-            port = self._read(name)
-            if port is None:
-                refused.add(name)
-            else:
+            port = self._read_whole(name)
+            if isinstance(port, Port):
                 ports.append(port)
+            elif port is _Unusable.REFUSED:
+                refused.add(name)
         for name in refused - self._refused:
             _log.warning(
                 "entry ignored: not a character device, nor a link to one",
@@ -115,6 +122,24 @@ class DirectorySource:
             )
         self._refused = frozenset(refused)
         return tuple(ports)
+
+    def _read_whole(self, name: str) -> Port | _Unusable:
+        """What an entry is, all of it read from one and the same entry."""
+        for _ in range(_MOST_READINGS):
+            if (before := self._stamp(name)) is None:
+                return _Unusable.GONE
+            port = self._read(name)
+            if self._stamp(name) == before:
+                return port or _Unusable.REFUSED
+        return _Unusable.GONE  # it comes and goes, and the next look is due
+
+    def _stamp(self, name: str) -> tuple[int, int] | None:
+        """The same before and after if all that was read meanwhile is one entry's; None: gone."""
+        try:
+            status = (self._directory / name).lstat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_ctime_ns
 
     def _read(self, name: str) -> Port | None:
         entry = self._directory / name
@@ -156,7 +181,7 @@ class DirectorySource:
             return msgspec.json.decode(raw, type=Descriptors)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             _log.warning("descriptor file ignored", extra=fields(file=path, error=error))
             return None
 
