@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 import string
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
@@ -179,6 +180,19 @@ def parse(text: bytes) -> Config:
         ConfigError: as ``load`` does, without the file's name.
     """
     try:
+        return _parse(text)
+    except ConfigError as error:
+        # What was found there is repeated, whatever it was: in one line, and not without end.
+        line = "".join(
+            c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(error)
+        )
+        if len(line) > _LONGEST_MESSAGE:
+            line = f"{line[:_LONGEST_MESSAGE]}..."
+        raise ConfigError(line) from error
+
+
+def _parse(text: bytes) -> Config:
+    try:
         document: object = yaml.load(text, Loader=_LOADER)  # noqa: S506 -- a safe loader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"is not YAML: {' '.join(str(error).split())}") from error
@@ -193,6 +207,13 @@ def parse(text: bytes) -> Config:
     _validate(config)
     return config
 
+
+_LONGEST_MESSAGE = 600
+
+_shown = reprlib.Repr()
+"""As ``repr``, but of a document that unfolds without end only the beginning."""
+_shown.maxlevel, _shown.maxlist, _shown.maxdict = 3, 6, 6
+_shown.maxstring = _shown.maxother = 100
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -282,7 +303,7 @@ def _explain(problem: str, document: object) -> str:
     else:
         value = _at(document, path)
         text = re.sub(r", got `\w+`", "", text).replace("`", "").replace("str", "a string")
-        text += f", found {value!r}"
+        text += f", found {_shown.repr(value)}"
         if isinstance(value, int) and "a string" in text:
             text += " (YAML reads digits as a number: put them in quotes)"
     return f"{path}: {text}" if path else text
@@ -307,4 +328,4 @@ def _at(document: object, path: str) -> object:
 
 
 def _kind(value: object) -> str:
-    return "a list" if isinstance(value, list) else repr(value)
+    return "a list" if isinstance(value, list) else _shown.repr(value)

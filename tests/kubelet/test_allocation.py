@@ -12,6 +12,7 @@ from usbplugin.discovery import DeviceNumber, Port
 from usbplugin.errors import AllocationError
 from usbplugin.inventory import Device, Health, Snapshot
 from usbplugin.kubelet.allocation import Handover, allocate, prefer, usable_devices
+from usbplugin.kubelet.shares import device_of
 
 SERIAL = "usbplugin/serial"
 
@@ -204,3 +205,22 @@ def test_the_same_numa_node_comes_next() -> None:
 
 def test_no_more_is_answered_than_there_is() -> None:
     assert len(preferred(9)) == 5
+
+
+def test_the_share_of_a_device_is_written_in_one_way_only() -> None:
+    assert device_of("usb-a.0", 3) == "usb-a"
+    odd = [
+        "usb-a.00",
+        "usb-a.3",
+        "usb-a.\N{SUPERSCRIPT TWO}",
+        f"usb-a.{'1' * 5000}",
+        ".1",
+        "usb-a.",
+    ]
+    assert [device_of(share_id, 3) for share_id in odd] == odd
+
+
+def test_an_id_that_nobody_knows_is_shown_in_short() -> None:
+    status, message = refused(["x" * 100_000 + "\n"])
+    assert status == "NOT_FOUND"
+    assert len(message) < 300

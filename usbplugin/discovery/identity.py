@@ -67,6 +67,11 @@ def fingerprint(port: Port, unit: Unit = Unit.PORT) -> Fingerprint:
     return (*descriptors(port, unit), port.usb.location if port.usb else "")
 
 
+def is_device_id(text: str) -> bool:
+    """Whether an ID could be one of ours."""
+    return len(text) <= ID_LENGTH and ID_FORM.fullmatch(text) is not None
+
+
 def is_usable_serial(serial: str) -> bool:
     """Whether a serial is likely to tell one unit from another."""
     text = serial.strip()

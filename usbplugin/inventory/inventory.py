@@ -17,7 +17,13 @@ from usbplugin.discovery import (
     PortPresent,
     Readiness,
 )
-from usbplugin.discovery.identity import Fingerprint, candidate_ids, descriptors, fingerprint
+from usbplugin.discovery.identity import (
+    Fingerprint,
+    candidate_ids,
+    descriptors,
+    fingerprint,
+    is_device_id,
+)
 from usbplugin.inventory.device import Change, Device, HandedOver, Memory, Snapshot, Update
 from usbplugin.inventory.health import Health, HealthPolicy
 from usbplugin.inventory.record import Key, Record
@@ -176,8 +182,8 @@ class Inventory:
         by_name = {rule.name: rule for rule in self._rules}
         for holding in holdings:
             rule = by_name.get(holding.resource)
-            if rule is None:
-                continue
+            if rule is None or not is_device_id(holding.device_id):
+                continue  # another plugin's: ours have no such names
             holders[holding.device_id].add(holding.holder)
             if holding.device_id not in self._records:
                 # Nothing else is known of it, but the kubelet reports an unlisted one as healthy.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
+from usbplugin.discovery.port import printable
 from usbplugin.errors import AllocationError
 from usbplugin.kubelet.cdi import qualified_name
 from usbplugin.kubelet.shares import device_of
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 DEFAULT_CONTAINER_PATH = "/dev/{name}"
 PLACEHOLDERS = ("name", "device", "port")
+
+_LONGEST_ID = 80
 
 # The characters that udev leaves in a name (udev(7), SYMLINK); its last part comes from the device.
 _BY_ID_LINK = re.compile(r"/dev/serial/by-id/[A-Za-z0-9#+.:=@_\\-]+")
@@ -78,7 +81,9 @@ def allocate(
     times = Counter(share_id for ids in requested for share_id in ids)
     for share_id, count in times.items():
         if count > 1:
-            raise _invalid(f"{share_id} was requested {count} times; it can have one holder")
+            raise _invalid(
+                f"{_named(share_id)} was requested {count} times; it can have one holder"
+            )
     devices = usable_devices(times, snapshot, handover.shares, locate)
     response = v1beta1.AllocateResponse()
     for ids in requested:
@@ -115,16 +120,16 @@ def usable_devices(
         device = snapshot.by_id.get(device_id)
         if device is None:
             if other := locate(share_id):
-                raise _invalid(f"{share_id} belongs to {other}, not to {snapshot.resource}")
+                raise _invalid(f"{_named(share_id)} belongs to {other}, not to {snapshot.resource}")
             raise AllocationError(
                 grpc.StatusCode.NOT_FOUND,
-                f"{share_id} is not known to {snapshot.resource}: it was not seen since the plugin"
-                " started, or was unplugged so long ago that it was forgotten",
+                f"{_named(share_id)} is not known to {snapshot.resource}: it was not seen since the"
+                " plugin started, or was unplugged so long ago that it was forgotten",
             )
         if not device.health.is_usable and device.health not in also:
             raise AllocationError(
                 grpc.StatusCode.FAILED_PRECONDITION,
-                f"{share_id} is {device.health.value}: {device.reason}",
+                f"{_named(share_id)} is {device.health.value}: {device.reason}",
             )
         found[device_id] = device
     return found
@@ -138,30 +143,48 @@ def prefer(
     Shared devices are spread: one that fewer containers have comes first.
     """
     chosen = list(dict.fromkeys(request.must_include_deviceIDs))
-    free = [share_id for share_id in request.available_deviceIDs if share_id not in chosen]
+    included = set(chosen)
+    free = dict.fromkeys(one for one in request.available_deviceIDs if one not in included)
     left = Counter(device_of(share_id, shares) for share_id in free)
+    near = _Neighbourhood(snapshot)
+    for share_id in chosen:
+        near.add(device_of(share_id, shares))
+
+    def rank(share_id: str) -> tuple[float, ...]:
+        device_id = device_of(share_id, shares)
+        return (near.shares[device_id], -left[device_id], *near.rank(device_id))
+
     while free and len(chosen) < request.allocation_size:
-        others = [device_of(share_id, shares) for share_id in chosen]
-
-        def rank(share_id: str, others: list[str] = others) -> tuple[float, ...]:
-            device_id = device_of(share_id, shares)
-            return (others.count(device_id), -left[device_id], *_rank(device_id, others, snapshot))
-
         best = min(free, key=rank)
-        free.remove(best)
+        del free[best]
         chosen.append(best)
+        near.add(device_of(best, shares))
     return v1beta1.ContainerPreferredAllocationResponse(deviceIDs=chosen)
 
 
-def _rank(device_id: str, chosen: Sequence[str], snapshot: Snapshot) -> tuple[float, ...]:
-    """Less is better."""
-    device = snapshot.by_id.get(device_id)
-    if device is None or not device.ports:
-        return (1, 0, 0, 0)
-    others = [o for o in map(snapshot.by_id.get, chosen) if o is not None and o.ports]
-    near = sum(_hub(device) == _hub(other) for other in others)
-    same_node = sum(_numa_node(device) == _numa_node(other) for other in others)
-    return (0, -near, -same_node, device.since)
+class _Neighbourhood:
+    """Where the devices are that were chosen so far."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.shares: Counter[str] = Counter()
+        """How often each device was chosen."""
+        self._snapshot = snapshot
+        self._hubs: Counter[str] = Counter()
+        self._numa_nodes: Counter[int | None] = Counter()
+
+    def add(self, device_id: str) -> None:
+        self.shares[device_id] += 1
+        device = self._snapshot.by_id.get(device_id)
+        if device is not None and device.ports:
+            self._hubs[_hub(device)] += 1
+            self._numa_nodes[_numa_node(device)] += 1
+
+    def rank(self, device_id: str) -> tuple[float, ...]:
+        """Less is better."""
+        device = self._snapshot.by_id.get(device_id)
+        if device is None or not device.ports:
+            return (1, 0, 0, 0)
+        return (0, -self._hubs[_hub(device)], -self._numa_nodes[_numa_node(device)], device.since)
 
 
 def _hub(device: Device) -> str:
@@ -238,6 +261,12 @@ def _info(device: Device) -> dict[str, object]:
             "location": usb.location,
         }
     return info
+
+
+def _named(share_id: str) -> str:
+    """An ID as it was asked for, which may be anything."""
+    cut = share_id if len(share_id) <= _LONGEST_ID else f"{share_id[:_LONGEST_ID]}..."
+    return printable(cut.encode())
 
 
 def _invalid(message: str) -> AllocationError:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from usbplugin.discovery.identity import ID_FORM
+from usbplugin.discovery.identity import is_device_id
 from usbplugin.inventory import Memory
 from usbplugin.telemetry.logs import fields
 
@@ -39,11 +39,17 @@ class MemoryStore:
         for path in sorted(self._directory.glob(f"*/{FILE_NAME}")):
             try:
                 memory = msgspec.json.decode(path.read_bytes(), type=Memory)
-            except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 _log.warning("memory ignored", extra=fields(file=path, error=error))
                 continue
-            if memory.id == path.parent.name and ID_FORM.fullmatch(memory.id):
-                memories.append(memory)
+            if (
+                memory.id != path.parent.name
+                or not is_device_id(memory.id)
+                or not _is_plain(memory)
+            ):
+                _log.warning("memory ignored", extra=fields(file=path, error="it is none of ours"))
+                continue
+            memories.append(memory)
         return memories
 
     def save(self, memory: Memory) -> bool:
@@ -65,6 +71,20 @@ class MemoryStore:
     def is_kept(self, device_id: str) -> bool:
         """Whether a device's memory is still there."""
         return (self._directory / device_id / FILE_NAME).is_file()
+
+
+def _is_plain(memory: Memory) -> bool:
+    """Whether all texts in it are as we wrote them: printable, with no NUL in a path."""
+    left: list[object] = [msgspec.to_builtins(memory)]
+    while left:
+        value = left.pop()
+        if isinstance(value, str) and not value.isprintable():
+            return False
+        if isinstance(value, dict):
+            left += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple):
+            left += value
+    return True
 
 
 def _write(folder: str, content: bytes) -> None:

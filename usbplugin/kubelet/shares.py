@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 MOST_SHARES = 1000
 """A suffix of four characters is what identity leaves room for."""
+
+_SHARE = re.compile(r"(.+)\.(0|[1-9][0-9]{0,2})", re.DOTALL)
 
 
 def share_ids(device_id: str, shares: int) -> tuple[str, ...]:
@@ -17,5 +21,5 @@ def device_of(share_id: str, shares: int) -> str:
     """The device that a listed ID stands for."""
     if shares == 1:
         return share_id
-    device_id, _, number = share_id.rpartition(".")
-    return device_id if number.isdigit() and int(number) < shares else share_id
+    listed = _SHARE.fullmatch(share_id)
+    return listed[1] if listed and int(listed[2]) < shares else share_id
