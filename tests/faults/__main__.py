@@ -19,7 +19,7 @@ from tests.faults.volume import enter_namespace
 
 async def _run(options: argparse.Namespace, log: Path) -> int:
     seed = secrets.randbelow(10**9) if options.seed is None else options.seed
-    faults, skipped = chosen(slow=options.seconds > 600, pattern=options.only)
+    faults, skipped = chosen(options.only)
     if skipped and os.environ.get("USBPLUGIN_REQUIRE_ALL") == "1":
         print("USBPLUGIN_REQUIRE_ALL=1, and these cannot be done here:", *skipped, sep="\n  ")
         return 1

@@ -26,9 +26,10 @@ class Fault:
     """Whether the plugin's process does not survive it."""
     mounts: bool
     """Whether a file system has to be mounted for it."""
-    slow: bool
-    """Whether it takes too long for every run."""
 
+
+LOOK = 12.0
+"""Whatever inotify tells, all directories are looked at every 10 s."""
 
 CATALOGUE: list[Fault] = []
 
@@ -36,16 +37,15 @@ CATALOGUE: list[Fault] = []
 def fault(
     name: str,
     *,
-    within: float = 5.0,
-    why: str = "",
+    within: float = LOOK,
+    why: str = "at once, or at the next look, every 10 s, if inotify has failed",
     kills: bool = False,
     mounts: bool = False,
-    slow: bool = False,
 ) -> Callable[[Harm], Harm]:
     """Put a function into the catalogue."""
 
     def put(harm: Harm) -> Harm:
-        CATALOGUE.append(Fault(name, harm, within, why, kills, mounts, slow))
+        CATALOGUE.append(Fault(name, harm, within, why, kills, mounts))
         return harm
 
     return put

@@ -8,7 +8,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from tests.faults.catalogue import fault
-from tests.faults.rig import CONFIG
+from tests.faults.rig import CONFIG, SERIAL
+from usbplugin.virtual import EmbeddedKubeletError
 
 if TYPE_CHECKING:
     import random
@@ -76,7 +77,8 @@ async def links_unmounted(rig: Rig, rng: random.Random) -> None:
 async def kubelet_read_only(rig: Rig, rng: random.Random) -> None:
     with rig.kubelet_volume.read_only():
         await _shake(rig, rng)
-        await rig.kubelet.disconnect("usbplugin/serial")
+        with suppress(EmbeddedKubeletError):  # it has none at the moment
+            await rig.kubelet.disconnect(SERIAL)
         await asyncio.sleep(rng.uniform(0.1, 1))
 
 
@@ -86,7 +88,8 @@ async def kubelet_full(rig: Rig, rng: random.Random) -> None:
         await _shake(rig, rng)
         for path in rig.sockets():
             path.unlink(missing_ok=True)
-            (rig.kubelet_dir / "in-its-place").touch()
+            with suppress(OSError):  # its inode is free only when nobody has it open any longer
+                (rig.kubelet_dir / "in-its-place").touch()
         await asyncio.sleep(rng.uniform(0.1, 1))
     (rig.kubelet_dir / "in-its-place").unlink(missing_ok=True)
 
@@ -103,9 +106,11 @@ async def kubelet_unmounted(rig: Rig, rng: random.Random) -> None:
 @fault("device directory away for a while")
 async def devices_away(rig: Rig, rng: random.Random) -> None:
     aside = rig.root / "aside"
+    rig.stuck = True
     rig.bus.directory.rename(aside)
     await asyncio.sleep(rng.uniform(0.05, 1))
     aside.rename(rig.bus.directory)
+    rig.stuck = False
 
 
 @fault("configuration spoiled, changed, and restored")

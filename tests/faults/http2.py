@@ -31,7 +31,7 @@ def setting(identifier: int, value: int) -> bytes:
 
 
 def _literal(name: str, value: str) -> bytes:
-    """A header field that goes into no table (RFC 7541, 6.2.2); all under 127 bytes."""
+    """A header field that goes into no table (RFC 7541, 6.2.2); both under 127 bytes."""
     return b"".join((b"\0", bytes([len(name)]), name.encode(), bytes([len(value)]), value.encode()))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from tests.faults import http2
-from tests.faults.catalogue import fault
+from tests.faults.catalogue import LOOK, fault
 from tests.faults.hostile import (
     OddKubelet,
     RawKubelet,
@@ -22,6 +22,7 @@ from tests.faults.hostile import (
 from tests.faults.rig import SERIAL
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
+from usbplugin.virtual import EmbeddedKubeletError
 
 if TYPE_CHECKING:
     import random
@@ -114,17 +115,25 @@ async def killed_in_stream(rig: Rig, rng: random.Random) -> None:
 async def hangs_up(rig: Rig, rng: random.Random) -> None:
     for _ in range(rng.randint(1, 3)):
         if await rig.wait_for(lambda: rig.kubelet.resource(SERIAL).connected, within=2):
-            await rig.kubelet.disconnect(SERIAL)
+            with suppress(EmbeddedKubeletError):
+                await rig.kubelet.disconnect(SERIAL)
 
 
 @fault(
     "kubelet refuses some registrations",
-    within=8,
-    why="back-off, doubling from 20 ms with each refusal",
+    within=16,
+    why="back-off, doubling from 20 ms to 15 s with each failure",
 )
 async def refuses(rig: Rig, rng: random.Random) -> None:
-    rig.kubelet.refuse_registrations(rng.randint(1, 7), "not today")
-    await rig.kubelet.disconnect(SERIAL)
+    times = rng.randint(1, 5)
+    before = sum(bool(one.refusal) for one in rig.kubelet.log.registrations)
+    rig.kubelet.refuse_registrations(times, "not today")
+    with suppress(EmbeddedKubeletError):  # it has none at the moment
+        await rig.kubelet.disconnect(SERIAL)
+    await rig.kubelet.wait_for(
+        lambda: sum(bool(r.refusal) for r in rig.kubelet.log.registrations) >= before + times,
+        within=16 * times,
+    )
 
 
 @fault("kubelet is slow to answer, and slower to read")
@@ -218,10 +227,10 @@ async def strangers_never_read(rig: Rig, rng: random.Random) -> None:
                     stack.enter_context(http2.never_reading_stream(path, window))
         for _ in range(rng.randint(20, 60)):
             rig.move_a_cable(rng)
-        if rig.kubelet.resource(SERIAL).connected:
+        with suppress(EmbeddedKubeletError):
             await rig.kubelet.disconnect(SERIAL)
         # The strangers stay: their streams must not pass for the kubelet's.
-        await rig.until_true(within=5)
+        await rig.until_true(LOOK)
 
 
 @fault("PodResources is silent for a while")

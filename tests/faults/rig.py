@@ -30,8 +30,8 @@ from usbplugin.virtual import (
 
 if TYPE_CHECKING:
     import random
+    import signal
     from collections.abc import AsyncIterator, Callable
-    from signal import Signals
 
     from usbplugin.virtual import VirtualPort
 
@@ -43,6 +43,7 @@ ROOT = Path(__file__).parents[2]
 _NAMES = tuple(f"tty{kind}{number}" for kind in ("USB", "ACM") for number in range(8))
 _SLOWEST_START = 15.0
 _SLOWEST_STOP = 10.0
+_RETRY = 0.1
 
 
 class Broken(AssertionError):  # noqa: N818 -- a promise is, not the program
@@ -87,8 +88,12 @@ class Rig:
     """Whether the kubelet's plugin watcher finds the plugin, instead of its registering."""
     pods: list[Pod] = field(default_factory=list)
     """Their containers run as long as the campaign."""
+    stuck: bool = False
+    """Whether no cable can be moved."""
     forgetful: bool = False
     """Whether what the plugin remembers of devices that nobody holds may be lost."""
+    refusal: str = ""
+    """The last of a container."""
     _guests: list[Pod] = field(default_factory=list)
     """Gone again, which the plugin learns of only by asking."""
     _process: subprocess.Popen[bytes] | None = None
@@ -153,13 +158,13 @@ class Rig:
         before, self._process = self._process, successor
         return before
 
-    def signal(self, number: Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
 
-    async def end(self, number: Signals) -> int:
+    async def end(self, number: signal.Signals) -> int:
         """End the plugin; return its exit status."""
-        self.signal(number)
+        self.send(number)
         assert self._process is not None
         return await asyncio.to_thread(self._process.wait, _SLOWEST_STOP)
 
@@ -189,6 +194,8 @@ class Rig:
         thing.port = None
 
     def move_a_cable(self, rng: random.Random) -> None:
+        if self.stuck:
+            return
         thing = rng.choice(self.things)
         if thing.port is None:
             self.plug(thing, rng)
@@ -246,7 +253,7 @@ class Rig:
     async def verify(self, rng: random.Random, within: float) -> None:
         """Restart all containers, and start one more: each gets its own device, or waits."""
         for pod in self.pods:
-            await self._restart(pod)
+            await self._restart(pod, within)
         self._guests.clear()
         await self.until_true(within)
         for thing in self.things:
@@ -259,17 +266,27 @@ class Rig:
             guest.container.remove()
             self._guests.append(guest)
 
-    async def _restart(self, pod: Pod) -> None:
+    async def _restart(self, pod: Pod, within: float) -> None:
+        """As the kubelet does, which tries again and again."""
+        try:
+            async with asyncio.timeout(within):
+                while not await self._try_restart(pod):  # noqa: ASYNC110 -- as the kubelet does
+                    await asyncio.sleep(_RETRY)
+        except TimeoutError:
+            raise Broken(f"{pod.thing} is there, and its container waits; {self.refusal}") from None
+
+    async def _try_restart(self, pod: Pod) -> bool:
+        """Whether that is settled: it runs, or waits for a device that is away."""
         thing = pod.thing
         try:
             await pod.container.restart()
         except CreateContainerConfigError as error:
-            if thing.port is not None:
-                raise Broken(f"{thing} is there, and its container waits: {error}") from error
-        else:
-            if thing.port is None:
-                raise Broken(f"{thing} is away, and its container was started")
-            self._check_path(pod)
+            self.refusal = str(error)
+            return thing.port is None
+        if thing.port is None:
+            raise Broken(f"{thing} is away, and its container was started")
+        self._check_path(pod)
+        return True
 
     def _check_path(self, pod: Pod) -> None:
         (mount,) = pod.container.mounts

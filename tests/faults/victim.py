@@ -2,47 +2,65 @@
 
     python -m tests.faults.victim serve ...
 
-SIGUSR1: all threads of watchdog. SIGUSR2: all threads of sources. All else is as in production.
+SIGUSR1: all threads of watchdog. SIGUSR2: all threads of sources. They die the next time that they
+have something to do, by an error that nobody foresaw. All else is as in production.
 """
 
 from __future__ import annotations
 
-import ctypes
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from watchdog.observers.api import BaseObserver
+from watchdog.observers.inotify import InotifyEmitter
+from watchdog.observers.inotify_c import InotifyFD
+from watchdog.utils import BaseThread
 
 from usbplugin.cli import main
+from usbplugin.discovery import DirectorySource
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_doomed: set[threading.Thread] = set()
+
 
 class SabotageError(RuntimeError):
-    """What a thread of somebody else's library might die of."""
+    """What a thread might die of."""
+
+
+def make_mortal(owner: type, method: str) -> None:
+    """A doomed thread dies when it comes to this method."""
+    original = getattr(owner, method)
+
+    def mortal(self: object, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 -- as it is
+        if (thread := threading.current_thread()) in _doomed:
+            _doomed.discard(thread)
+            raise SabotageError
+        return original(self, *arguments, **options)
+
+    setattr(owner, method, mortal)
+
+
+def kill_when_signalled(number: signal.Signals, wanted: Callable[[threading.Thread], bool]) -> None:
+    signal.signal(number, lambda *_: _doomed.update(filter(wanted, threading.enumerate())))
 
 
 def is_watchdogs(thread: threading.Thread) -> bool:
-    return any(base.__module__.startswith("watchdog.") for base in type(thread).__mro__)
+    return isinstance(thread, BaseThread)
 
 
 def is_sources(thread: threading.Thread) -> bool:
     return thread.name.startswith("source")
 
 
-def kill_when_signalled(number: signal.Signals, wanted: Callable[[threading.Thread], bool]) -> None:
-    def kill(*_: object) -> None:
-        for thread in threading.enumerate():
-            if wanted(thread) and thread.ident is not None:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(thread.ident), ctypes.py_object(SabotageError)
-                )
-
-    signal.signal(number, kill)
-
-
 if __name__ == "__main__":
+    make_mortal(InotifyFD, "handle_event")
+    make_mortal(InotifyEmitter, "build_and_queue_event")
+    make_mortal(BaseObserver, "dispatch_events")
+    make_mortal(DirectorySource, "scan")
     kill_when_signalled(signal.SIGUSR1, is_watchdogs)
     kill_when_signalled(signal.SIGUSR2, is_sources)
     sys.exit(main())

@@ -28,6 +28,8 @@ class Registrar(Protocol):
 
     directory: PluginDirectory
     """Where the plugin's socket is."""
+    longest_delay: float
+    """Seconds between two attempts at most, however many have failed."""
 
     def kubelet(self) -> Incarnation | None:
         """The kubelet there is to register with; None if there is none."""
@@ -47,6 +49,8 @@ class Registrar(Protocol):
 
 class ClassicRegistrar:
     """We call ``Register`` on kubelet.sock; a restarted kubelet has to be called anew."""
+
+    longest_delay = 15.0
 
     def __init__(self, directory: PluginDirectory) -> None:
         """Register with the kubelet of ``directory``."""
@@ -82,6 +86,8 @@ class ClassicRegistrar:
 
 class WatcherRegistrar:
     """The kubelet's plugin watcher finds our socket, and registers us by itself."""
+
+    longest_delay = 1.0  # to wait spares the kubelet nothing, and until then it cannot find us
 
     def __init__(self, registry: PluginDirectory) -> None:
         """Be found in ``registry``."""

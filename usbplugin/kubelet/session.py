@@ -40,7 +40,6 @@ STREAM_TIMEOUT = 10.0
 """The kubelet opens its stream right after Register, or never: at first we wait a tenth of this."""
 _STABLE_AFTER = 10.0
 _FIRST_DELAY = 0.02
-_LONGEST_DELAY = 15.0
 _MOST_DOUBLINGS = 16
 _STOP_GRACE = 1.0
 
@@ -255,7 +254,7 @@ class Session:
 
     def _next_delay(self) -> float:
         """Grows with each failure; jittered, so that resources do not register in lockstep."""
-        delay = min(math.ldexp(_FIRST_DELAY, self._failures), _LONGEST_DELAY)
+        delay = min(math.ldexp(_FIRST_DELAY, self._failures), self._registrar.longest_delay)
         self._failures = min(self._failures + 1, _MOST_DOUBLINGS)
         return delay * random.uniform(0.5, 1.0)  # noqa: S311 -- spreads load, guards nothing
 
