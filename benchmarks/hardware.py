@@ -14,14 +14,15 @@ import socket
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from benchmarks.latency import bare_node
 from benchmarks.report import Report
 from tests.hardware.gadget import UsbGadget
 from tests.hardware.qmp import MAX_SERIALS, QemuSerial, Qmp
-from tests.hardware.serve import HardwareNode
+from tests.hardware.serve import HardwareNode, acm_id
 
 if TYPE_CHECKING:
     from tests.node import Process
@@ -90,9 +91,10 @@ def first_message(node: HardwareNode, device_id: str, *, healthy: bool) -> float
 
 
 async def one_by_one(report: Report, node: HardwareNode, process: Process, rounds: int) -> None:
-    udevd, ours, plugs, unplugs = [], [], [], []
-    device_id = "usb-2341:0043-BENCH-if00"
-    with ExitStack() as stack:
+    udevd, ours, plugs, unplugs, least = [], [], [], [], []
+    device_id = acm_id("BENCH")
+    async with AsyncExitStack() as stack:
+        bare = await stack.enter_async_context(bare_node(1))
         clock = stack.enter_context(UeventClock())
         gadget = UsbGadget.create("bench", serial=b"BENCH")
         stack.callback(gadget.remove)
@@ -113,11 +115,13 @@ async def one_by_one(report: Report, node: HardwareNode, process: Process, round
             await node.healthy()
             told = first_message(node, device_id, healthy=False)
             unplugs.append(told - clock.last("remove", tty.name))
+            least.append(await bare.time("plug", 0))
         spent = cpu_seconds(process) - before
     report.times("plug: kernel's uevent -> kubelet", plugs)
     report.times("  udevd's share", udevd)
     report.times("  ours", ours)
     report.times("unplug: kernel's uevent -> kubelet", unplugs)
+    report.times("a bare gRPC message, plugin -> kubelet", least)
     report.add("the plugin's CPU for a plug and an unplug", 1000 * spent / rounds, "ms")
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.node import SERIAL, BareNode, Process
 
@@ -13,6 +16,8 @@ from .sysfs import Tty
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
+
+    from prometheus_client.samples import Sample
 
 # Programs start slowly in an emulated machine.
 TIMEOUT = 30.0
@@ -91,3 +96,19 @@ class HardwareNode(BareNode):
     def node_of(self, device_id: str, slot: str = "if00") -> str:
         """The device node that a link of a device leads to."""
         return os.path.realpath(self.link_dir / device_id / slot)
+
+    async def get(self, path: str) -> str:
+        """What the plugin answers on its Unix socket."""
+        socket = self.places.control_socket
+        reader, writer = await asyncio.open_unix_connection(socket)
+        writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+        answer = (await reader.read()).decode()
+        writer.close()
+        head, _, body = answer.partition("\r\n\r\n")
+        assert " 200 " in head.splitlines()[0], head
+        return body
+
+    async def metrics(self) -> list[Sample]:
+        """All that the plugin counts, as Prometheus reads it."""
+        families = text_string_to_metric_families(await self.get("/metrics"))
+        return [sample for family in families for sample in family.samples]

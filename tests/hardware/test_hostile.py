@@ -101,6 +101,16 @@ async def hand_over(node: HardwareNode, device_id: str, path: str) -> None:
     container.remove()
 
 
+async def check_documents(node: HardwareNode) -> None:
+    """What it tells of its devices and of itself, while it runs."""
+    rows = json.loads(await node.get("/devices"))
+    assert {row["device"] for row in rows} >= set(node.states())
+    for path in ("/devices", "/events"):
+        assert (await node.get(path)).strip().isprintable()
+    for sample in await node.metrics():
+        assert all(value.isprintable() for value in sample.labels.values())
+
+
 def check_files(node: HardwareNode) -> None:
     """Nothing is anywhere but in the folders of the devices."""
     ids = set(node.states())

@@ -21,47 +21,43 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(120)
 
 
-@pytest.mark.parametrize(
-    ("function", "device_id", "name", "status"),
-    [
-        ("acm", acm_id("SENSOR7"), "ttyACM", b""),
-        ("simple", "usb-0fcf:1008-SENSOR7-if00", "ttyUSB", b""),
-        # Two bytes of status come before each packet of an FT232.
-        ("ftdi", "usb-0403:6001-SENSOR7-if00", "ttyUSB", b"\x01\x60"),
-    ],
-)
-async def test_a_port_is_offered_used_and_missed(
-    gadget: GadgetFactory,
-    node: HardwareNode,
-    function: str,
-    device_id: str,
-    name: str,
-    status: bytes,
-) -> None:
-    device = gadget(functions=[function], serial=b"SENSOR7")
+KINDS = [
+    ("acm", acm_id("SENSOR7"), "ttyACM", b""),
+    ("simple", "usb-0fcf:1008-SENSOR7-if00", "ttyUSB", b""),
+    # Two bytes of status come before each packet of an FT232.
+    ("ftdi", "usb-0403:6001-SENSOR7-if00", "ttyUSB", b"\x01\x60"),
+]
+
+
+async def test_ports_are_offered_used_and_missed(gadget: GadgetFactory, node: HardwareNode) -> None:
     async with node.serve():
-        device.plug(wait=False)
-        await node.healthy(device_id)
-        (path,) = device.nodes
-        assert path.startswith(f"/dev/{name}")
-        container = await node.kubelet.run_container(SERIAL)
-        (spec,) = container.devices
-        assert (spec.container_path, spec.permissions) == (path, "rw")
-        assert container.envs["USBPLUGIN_SERIAL_DEVICES"] == path
-        assert os.path.realpath(spec.host_path) == path
-        with Line(spec.host_path) as application, device.line() as firmware:
-            application.write(b"AT\r\n")
-            assert firmware.read(4) == b"AT\r\n"
-            firmware.write(status + b"OK\r\n")
-            assert application.read(4) == b"OK\r\n"
-        device.unplug(wait=False)
-        await node.healthy()
-        assert node.states() == {device_id: False}
-        with pytest.raises(CreateContainerConfigError, match="is gone: unplugged"):
-            await container.restart()
-        device.plug(wait=False)
-        await node.healthy(device_id)
-        await container.restart()
+        for function, device_id, name, status in KINDS:
+            device = gadget(functions=[function], serial=b"SENSOR7")
+            device.plug(wait=False)
+            await node.healthy(device_id)
+            (path,) = device.nodes
+            assert path.startswith(f"/dev/{name}")
+            container = await node.kubelet.run_container(SERIAL, pod=function)
+            (spec,) = container.devices
+            assert (spec.container_path, spec.permissions) == (path, "rw")
+            assert container.envs["USBPLUGIN_SERIAL_DEVICES"] == path
+            assert os.path.realpath(spec.host_path) == path
+            with Line(spec.host_path) as application, device.line() as firmware:
+                application.write(b"AT\r\n")
+                assert firmware.read(4) == b"AT\r\n"
+                firmware.write(status + b"OK\r\n")
+                assert application.read(4) == b"OK\r\n"
+            device.unplug(wait=False)
+            await node.healthy()
+            assert not node.states()[device_id]
+            with pytest.raises(CreateContainerConfigError, match="is gone: unplugged"):
+                await container.restart()
+            device.plug(wait=False)
+            await node.healthy(device_id)
+            await container.start()
+            device.unplug(wait=False)
+            await node.healthy()
+        assert node.states() == {device_id: False for _, device_id, *_ in KINDS}
 
 
 async def test_one_behind_a_hub_of_a_pci_controller(
@@ -80,26 +76,27 @@ async def test_one_behind_a_hub_of_a_pci_controller(
             assert device_id == f"usb-0403:6001-at-{controller}-{chain}-if00"
 
 
-@pytest.mark.parametrize("where", ["same port", "other port", "other number"])
 async def test_a_replugged_device_is_the_same_wherever_it_is(
-    gadget: GadgetFactory, node: HardwareNode, where: str
+    gadget: GadgetFactory, node: HardwareNode
 ) -> None:
     device = gadget(serial=b"MINE", port=0)
     (first,) = device.plug()
     async with node.serve():
         await node.healthy(acm_id("MINE"))
-        held = Line(first) if where == "other number" else None
-        device.unplug(wait=False)
-        await node.healthy()
-        device.plug(port=3 if where == "other port" else 0, wait=False)
-        await node.healthy(acm_id("MINE"))
-        (second,) = device.nodes
-        # Whoever has it open keeps its number from the next.
-        assert (second != first) == (held is not None)
-        assert node.node_of(acm_id("MINE")) == second
+        for port in (0, 3):
+            device.unplug(wait=False)
+            await node.healthy()
+            device.plug(port=port, wait=False)
+            await node.healthy(acm_id("MINE"))
+            assert node.node_of(acm_id("MINE")) == device.nodes[0] == first
+            assert node.usb_device(acm_id("MINE")) == device.device
+        with Line(first):  # whoever has it open keeps its number from the next
+            device.unplug(wait=False)
+            await node.healthy()
+            device.plug(wait=False)
+            await node.healthy(acm_id("MINE"))
+            assert node.node_of(acm_id("MINE")) == device.nodes[0] != first
         assert node.states() == {acm_id("MINE"): True}
-        if held:
-            held.close()
 
 
 async def test_another_device_that_takes_the_number_is_not_taken_for_the_first(

@@ -66,9 +66,6 @@ async def test_equal_serials_never_swap(
             await node.healthy(*ids)
             assert places(node, ids) == who
             assert by_id_link() == pulled.nodes[0], "udev's link has moved"
-    async with node.serve():
-        await node.healthy(*ids)
-        assert places(node, ids) == who
     first.unplug()
     async with node.serve():
         await node.some_healthy(1)

@@ -30,9 +30,8 @@ BY_ID = "/dev/serial/by-id"
 RESOURCES = f"- {{name: {SERIAL}, byIdLinks: true}}"
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
 async def test_a_udevd_that_is_gone_is_waited_for_once(
-    gadget: GadgetFactory, node: HardwareNode, udevd: Udevd, how: signal.Signals
+    gadget: GadgetFactory, node: HardwareNode, udevd: Udevd
 ) -> None:
     devices = [gadget(serial=serial) for serial in (b"EARLY", b"FIRST", b"SECOND")]
     early, first, second = devices
@@ -40,7 +39,7 @@ async def test_a_udevd_that_is_gone_is_waited_for_once(
     early.plug()
     async with node.serve("--log-level", "debug", resources=RESOURCES) as process:
         await node.healthy(ids[0])
-        udevd.stop(how)
+        udevd.stop(signal.SIGKILL)
         first.plug(wait=False)
         await node.healthy(*ids[:2])
         assert NOT_IN_TIME in process.log()
@@ -95,7 +94,6 @@ async def test_udevd_starts_while_the_plugin_runs(
             assert "no udevd is seen here" in process.log()
             device.plug(wait=False)
             await node.healthy(acm_id("MINE"))
-            assert await links(node, acm_id("MINE")) == []
             os.rename("/run/udev.away", "/run/udev")
             udevd.start()
             udevd.trigger()
