@@ -70,9 +70,12 @@ async def test_ids_and_allocations_survive_a_restart_of_the_plugin(node: Node) -
         await process.wait(within=5)
     node.bus.unplug("ttyUSB0")
     moved = node.bus.replug("ttyUSB0", "ttyUSB8")
+    seen = len(node.kubelet.log.messages)
     async with node.serve():
-        await node.kubelet.wait_healthy(SERIAL, {GPS})
+        # Unhealthy if its number is another one now: the container that runs has the old one.
+        await node.kubelet.wait_for(lambda: len(node.kubelet.log.messages) > seen)
         await container.restart()
+        await node.kubelet.wait_healthy(SERIAL, {GPS})
         (mount,) = container.mounts
         assert os.path.realpath(mount.host_path) == moved.node
 

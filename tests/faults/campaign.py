@@ -97,7 +97,7 @@ class Campaign:
                 meanwhile.push_async_callback(_end, blowing)
             await fault.harm(rig, rng)
         self.tallies[fault.name].times.append(await rig.until_true(fault.within))
-        await rig.verify(rng, SETTLED_WITHIN)
+        await rig.verify(rng, max(fault.within, SETTLED_WITHIN))
         rig.check_alive()
         self._check_log()
         if fault.kills:
