@@ -46,6 +46,7 @@ class DatabaseEntry:
     initialized_usec: int
     """CLOCK_MONOTONIC microseconds; 0 if not initialized."""
     links: tuple[str, ...]
+    """Those below /dev/serial; printable."""
 
 
 class Libudev:
@@ -77,7 +78,7 @@ class Libudev:
         return DatabaseEntry(
             initialized=bool(device.is_initialized),
             initialized_usec=int(device.properties.get("USEC_INITIALIZED", "0")),
-            links=tuple(sorted(filter(_is_serial_link, map(str, device.device_links)))),
+            links=tuple(sorted(filter(is_serial_link, map(str, device.device_links)))),
         )
 
     def monitor(self, receive_buffer: int) -> Monitor:
@@ -144,6 +145,11 @@ def _failure(code: int) -> Exception:
     return OSError(code, "uevent monitor failed")
 
 
-def _is_serial_link(link: str) -> bool:
+def is_serial_link(link: str) -> bool:
+    """Whether a link of udevd's may be shown, remembered and handed on."""
     name = os.path.basename(link)  # noqa: PTH119 -- a str, as libudev has it
-    return link.startswith("/dev/serial/") and len(os.fsencode(name)) <= _LONGEST_NAME
+    return (
+        link.startswith("/dev/serial/")
+        and len(os.fsencode(name)) <= _LONGEST_NAME
+        and link.isprintable()  # udevd sees to that, a rule of somebody's own may not
+    )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from usbplugin.api import podresources_v1_pb2 as v1
-from usbplugin.api import podresources_v1_pb2_grpc as rpc
 from usbplugin.errors import KubeletError
 from usbplugin.inventory import Holding
 from usbplugin.kubelet.directory import CHANNEL_OPTIONS, unix_target
@@ -15,6 +15,7 @@ from usbplugin.kubelet.directory import CHANNEL_OPTIONS, unix_target
 if TYPE_CHECKING:
     from pathlib import Path
 
+_LIST = "/v1.PodResourcesLister/List"
 _TIMEOUT = 2.0
 # The kubelet's own limit for this API: a node may run hundreds of pods.
 _LARGEST_ANSWER = 16 << 20
@@ -43,13 +44,23 @@ class PodResources:
             async with grpc.aio.insecure_channel(
                 unix_target(self._socket), options=options
             ) as channel:
-                answer = await rpc.PodResourcesListerStub(channel).List(
-                    v1.ListPodResourcesRequest(), timeout=_TIMEOUT
+                # Decoded here: of what it cannot decode, grpc.aio makes None and a traceback.
+                ask: grpc.aio.UnaryUnaryMultiCallable[v1.ListPodResourcesRequest, bytes]
+                ask = channel.unary_unary(
+                    _LIST, request_serializer=v1.ListPodResourcesRequest.SerializeToString
+                )
+                answer = v1.ListPodResourcesResponse.FromString(
+                    await ask(v1.ListPodResourcesRequest(), timeout=_TIMEOUT)
                 )
         except grpc.aio.AioRpcError as error:
             raise KubeletError(
                 f"cannot ask {self._socket} who holds devices: {error.code().name}:"
                 f" {error.details()}"
+            ) from error
+        except DecodeError as error:
+            raise KubeletError(
+                f"cannot ask {self._socket} who holds devices: the answer is no"
+                " ListPodResourcesResponse"
             ) from error
         return tuple(
             Holding(
