@@ -64,6 +64,16 @@ def test_what_is_read_of_an_entry_is_all_of_one(
     assert not caplog.records
 
 
+def test_a_path_that_no_message_can_hold_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (odd_devices := tmp_path / os.fsdecode(b"d\xfe")).mkdir()
+    (odd_devices / "ttyUSB0").symlink_to("/dev/null")
+    assert DirectorySource(odd_devices).scan() == ()
+    (record,) = caplog.records
+    assert "does not print" in record.message
+
+
 def test_what_is_no_character_device_is_told_of_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -117,7 +117,7 @@ class DirectorySource:
                 refused.add(name)
         for name in refused - self._refused:
             _log.warning(
-                "entry ignored: not a character device, nor a link to one",
+                "entry ignored: it leads to no character device, or by a path that does not print",
                 extra=fields(entry=self._directory / name),
             )
         self._refused = frozenset(refused)
@@ -148,7 +148,8 @@ class DirectorySource:
             status = node.stat()
         except (OSError, RuntimeError):  # dangling, vanished, or a loop of links
             return None
-        if not stat.S_ISCHR(status.st_mode):
+        # A path that is no Unicode fits in no message to the kubelet.
+        if not stat.S_ISCHR(status.st_mode) or not f"{entry}{node}".isprintable():
             return None
         number = DeviceNumber.of(status.st_rdev)
         origin = str(self._directory)
