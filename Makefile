@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+SECONDS ?= 3600
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test hardware-test hardware-shell faults image image-test kind-demo deploy-tools lint types format bench protos docs pictures lock clean
+.PHONY: help demo test hardware-test hardware-shell faults soak fuzz image image-test kind-demo deploy-tools lint types format bench hardware-bench protos docs pictures lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,8 +35,15 @@ hardware-test: .venv ## the tests on a real USB stack, in a virtual machine (QEM
 hardware-shell: .venv ## a shell in that machine, to plug and unplug devices by hand (usbgadget)
 	@$(BIN)/python -m tests.hardware.vm --shell
 
-faults: .venv ## do all kinds of harm to a node, and see what it takes
+faults: .venv ## do each kind of harm to a node once, and see that the kubelet knows the truth after it
 	$(BIN)/python -m tests.faults $(ARGS)
+
+soak: .venv ## the same again and again, for SECONDS (an hour), and rewrite the table of docs/reliability.md
+	$(BIN)/python -m tests.faults --seconds $(SECONDS) --output results/soak/faults.json $(ARGS)
+	$(BIN)/python -m tests.faults.page results/soak/faults.json docs/reliability.md
+
+fuzz: .venv ## thousands of hostile examples for whatever comes from outside (minutes)
+	USBPLUGIN_HYPOTHESIS=explore $(BIN)/pytest --timeout 0 tests/fuzz tests/test_histories.py $(ARGS)
 
 image: ## build the container image with docker, podman or buildah
 	deploy/image/build.sh $(IMAGE_FLAGS)
@@ -62,8 +70,11 @@ format: .venv ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only .
 
-bench: .venv ## measure, print a table, write results/bench.json
-	$(BIN)/python -m benchmarks
+bench: .venv ## measure, print a table, write results/bench.json; fails where a bar is missed
+	$(BIN)/python -m benchmarks $(ARGS)
+
+hardware-bench: .venv ## from the kernel's uevent to the kubelet's stream, in the virtual machine
+	$(BIN)/python -m tests.hardware.vm --timeout 1500 -- python -m benchmarks.hardware $(ARGS)
 
 protos: .venv ## regenerate usbplugin/api from protos/
 	$(BIN)/python protos/generate.py usbplugin/api
