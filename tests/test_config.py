@@ -118,6 +118,14 @@ resources:
             "resources[0].containerPath: expected no other placeholders than {name}, {device} and"
             " {port}, found '/dev/{name:>9}'",
         ),
+        *(
+            (
+                f"resources: [{{name: {name}, cdi: true}}]",
+                "resources[0].cdi: expected false: CDI's vendor and class, unlike the parts of a"
+                " resource's name, begin with a letter and have two characters or more",
+            )
+            for name in ("3gpp.org/serial", "usbplugin/4g", "usbplugin/a")
+        ),
     ],
 )
 def test_errors_name_the_place_what_was_found_and_what_was_expected(

@@ -252,8 +252,11 @@ def _cdi_problem(resource: ResourceConfig, config: Config) -> str:
         return "expected false together with byIdLinks: a CDI spec names each node once"
     if "{device}" in resource.container_path:
         return "expected false with {device} in containerPath: a CDI spec is no container's own"
-    if not resource.name[0].isalpha():
-        return "expected false: a CDI vendor, unlike a resource's domain, begins with a letter"
+    if not re.fullmatch(r"[A-Za-z][^/]+/[A-Za-z][^/]+", resource.name):
+        return (
+            "expected false: CDI's vendor and class, unlike the parts of a resource's name, begin"
+            " with a letter and have two characters or more"
+        )
     return ""
 
 

@@ -8,10 +8,7 @@ container would get its old numbers, which may be another device's by then.
 from __future__ import annotations
 
 import logging
-import os
 import re
-import stat
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -27,8 +24,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-CDI_VERSION = "0.7.0"
-"""The first with additionalGids."""
+_VERSION = "0.5.0"
+"""The first with hostPath. A runtime refuses the whole file if it knows no such version."""
+_VERSION_WITH_DOTS = "0.6.0"
+"""The first that allows dots in the class, which is a resource's name after the slash."""
 
 _TEMPORARY = ".new"
 
@@ -72,20 +71,33 @@ class CdiDirectory:
 
 def qualified_name(resource: str, device_id: str) -> str:
     """The name by which a container asks for a device: ``vendor/class=name``."""
-    return f"{resource}={device_id}"
+    return f"{resource}={_name(device_id)}"
+
+
+def _name(device_id: str) -> str:
+    """A CDI name ends in a letter or digit; one that does not spoils the file for all others.
+
+    Serials are what devices say they are, so there are IDs that end otherwise. None begins with
+    a digit: no two devices get one name.
+    """
+    return device_id if device_id[-1].isalnum() else f"0{device_id}0"
 
 
 def spec(devices: list[Device], handover: Handover) -> dict[str, object]:
-    """The spec of these devices, under CDI's schema 0.7.0; one whose node vanishes is left out."""
-    entries = []
-    for device in devices:
-        with suppress(FileNotFoundError):
-            entries.append({"name": device.id, "containerEdits": _edits(device, handover)})
-    return {"cdiVersion": CDI_VERSION, "kind": handover.resource, "devices": entries}
+    """The spec of these devices."""
+    _, _, kind_class = handover.resource.partition("/")
+    return {
+        "cdiVersion": _VERSION_WITH_DOTS if "." in kind_class else _VERSION,
+        "kind": handover.resource,
+        "devices": [
+            {"name": _name(device.id), "containerEdits": _edits(device, handover)}
+            for device in devices
+        ],
+    }
 
 
 def _edits(device: Device, handover: Handover) -> dict[str, object]:
-    nodes, mounts, groups = [], [], set()
+    nodes, mounts = [], []
     for index, port in enumerate(device.ports):
         path = handover.container_path.format(name=port.name, device=0, port=index)
         if port.number.is_pty:
@@ -93,15 +105,11 @@ def _edits(device: Device, handover: Handover) -> dict[str, object]:
             mounts.append({"hostPath": port.node, "containerPath": path, "options": ["bind", mode]})
         else:
             nodes.append(_node(port, path, handover.permissions))
-            groups |= _group(port)
     edits: dict[str, object] = {}
     if nodes:
         edits["deviceNodes"] = nodes
     if mounts:
         edits["mounts"] = mounts
-    if groups:
-        # So that a container that does not run as root may open its port.
-        edits["additionalGids"] = sorted(groups)
     return edits
 
 
@@ -112,11 +120,8 @@ def _node(port: Port, path: str, permissions: str) -> dict[str, object]:
         "type": "c",
         "major": port.number.major,
         "minor": port.number.minor,
+        # The host node's mode and owner are not taken over, and what a runtime makes of it then is
+        # its own choice. So that a container that does not run as root may open its port.
+        "fileMode": 0o666,
         "permissions": permissions,
     }
-
-
-def _group(port: Port) -> set[int]:
-    """The group that may open the node, if it is not root's."""
-    status = os.stat(port.node)  # noqa: PTH116 -- a str
-    return {status.st_gid} if status.st_gid and status.st_mode & stat.S_IRGRP else set()
