@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from usbplugin.discovery import AllPorts, DeviceNumber, PortPresent, Readiness
+from usbplugin.discovery.fresh import is_unchanged
 from usbplugin.inventory import HealthPolicy, Inventory, Update
 from usbplugin.kubelet.shares import device_of
 from usbplugin.telemetry.logs import fields
@@ -186,6 +187,11 @@ class Custody:
                 return (
                     f"{path}, which the container was given for {device.id}, leads to device"
                     f" {found}, while {device.id} is {port.number}: delete the pod"
+                )
+            if not is_unchanged(port):
+                return (
+                    f"{port.node} has only just ceased to be {device.id}; the container is started"
+                    " when that is found again"
                 )
         return ""
 

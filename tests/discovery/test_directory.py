@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from usbplugin.discovery import DirectorySource
+from usbplugin.discovery import DirectorySource, entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,17 +49,16 @@ def test_what_is_read_of_an_entry_is_all_of_one(
     found: list[tuple[str, str]],
 ) -> None:
     plug(tmp_path, "ttyUSB0", "FIRST")
-    source = DirectorySource(tmp_path)
-    read = source._descriptors
+    read = entry._descriptors
     once = iter((True,))
 
-    def racing(name: str) -> object:
+    def racing(path: Path) -> object:
         if next(once, False):
-            meanwhile(tmp_path, name)
-        return read(name)
+            meanwhile(tmp_path, path.name)
+        return read(path)
 
-    monkeypatch.setattr(source, "_descriptors", racing)
-    ports = source.scan()
+    monkeypatch.setattr(entry, "_descriptors", racing)
+    ports = DirectorySource(tmp_path).scan()
     assert [(port.node, port.usb and port.usb.serial) for port in ports] == found
     assert not caplog.records
 

@@ -38,7 +38,7 @@ def fault(
     name: str,
     *,
     within: float = LOOK,
-    why: str = "at once, or at the next look, every 10 s, if inotify has failed",
+    why: str = "the look that is taken every 10 s",
     kills: bool = False,
     mounts: bool = False,
 ) -> Callable[[Harm], Harm]:

@@ -6,23 +6,18 @@ whole directory: an event says that something changed, the listing says what is 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
-import stat
 import threading
 import time
-from enum import Enum, auto
 from pathlib import Path
 from select import poll
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from usbplugin.discovery.port import AllPorts, DeviceNumber, Port, UsbInterface, printable
+from usbplugin.discovery.entry import NoPort, read_entry
+from usbplugin.discovery.port import AllPorts, Port
 from usbplugin.discovery.source import Waker
-from usbplugin.discovery.sysfs import read_tty
 from usbplugin.errors import DiscoveryError
 from usbplugin.telemetry.logs import fields
 from usbplugin.watch import DirectoryWatch
@@ -35,26 +30,6 @@ _log = logging.getLogger(__name__)
 _ENTRY = re.compile(r"tty(USB|ACM)[0-9A-Za-z_.-]*")
 _RESCAN_INTERVAL = 10.0
 _BLIND_RESCAN_INTERVAL = 1.0
-_LARGEST_DESCRIPTOR_FILE = 64 * 1024
-_MOST_READINGS = 5
-
-
-class Descriptors(msgspec.Struct, frozen=True):
-    """The file ``.NAME.json`` beside an entry ``NAME``: the descriptors of a virtual device."""
-
-    vendor_id: str = "0000"
-    product_id: str = "0000"
-    serial: str = ""
-    manufacturer: str = ""
-    product: str = ""
-    interface: int = 0
-    location: str = ""
-    driver: str = ""
-
-
-class _Unusable(Enum):
-    GONE = auto()
-    REFUSED = auto()
 
 
 class DirectorySource:
@@ -110,10 +85,10 @@ class DirectorySource:
         refused: set[str] = set()
         ports = []
         for name in filter(_ENTRY.fullmatch, names):
-            port = self._read_whole(name)
+            port = read_entry(self._directory, name)
             if isinstance(port, Port):
                 ports.append(port)
-            elif port is _Unusable.REFUSED:
+            elif port is NoPort.UNFIT:
                 refused.add(name)
         for name in refused - self._refused:
             _log.warning(
@@ -122,87 +97,3 @@ class DirectorySource:
             )
         self._refused = frozenset(refused)
         return tuple(ports)
-
-    def _read_whole(self, name: str) -> Port | _Unusable:
-        """What an entry is, all of it read from one and the same entry."""
-        for _ in range(_MOST_READINGS):
-            if (before := self._stamp(name)) is None:
-                return _Unusable.GONE
-            port = self._read(name)
-            if self._stamp(name) == before:
-                return port or _Unusable.REFUSED
-        return _Unusable.GONE  # it comes and goes, and the next look is due
-
-    def _stamp(self, name: str) -> tuple[int, int] | None:
-        """The same before and after if all that was read meanwhile is one entry's; None: gone."""
-        try:
-            status = (self._directory / name).lstat()
-        except OSError:
-            return None
-        return status.st_ino, status.st_ctime_ns
-
-    def _read(self, name: str) -> Port | None:
-        entry = self._directory / name
-        try:
-            node = entry.resolve(strict=True)
-            status = node.stat()
-        except (OSError, RuntimeError):  # dangling, vanished, or a loop of links
-            return None
-        # A path that is no Unicode fits in no message to the kubelet.
-        if not stat.S_ISCHR(status.st_mode) or not f"{entry}{node}".isprintable():
-            return None
-        number = DeviceNumber.of(status.st_rdev)
-        origin = str(self._directory)
-        if not number.is_pty and (tty := read_tty(Path(f"/sys/dev/char/{number}"))):
-            return Port(
-                name=name,
-                node=str(node),
-                number=number,
-                usb=tty.usb,
-                sysfs_path=tty.path,
-                driver=tty.driver,
-                numa_node=tty.numa_node,
-                origin=origin,
-            )
-        descriptors = self._descriptors(name)
-        return Port(
-            name=name,
-            node=str(node),
-            number=number,
-            usb=self._virtual_interface(name, descriptors) if descriptors else None,
-            driver=printable(descriptors.driver.encode("utf-8", "replace")) if descriptors else "",
-            origin=origin,
-        )
-
-    def _descriptors(self, name: str) -> Descriptors | None:
-        path = self._directory / f".{name}.json"
-        try:
-            with path.open("rb") as file:
-                raw = file.read(_LARGEST_DESCRIPTOR_FILE)
-            return msgspec.json.decode(raw, type=Descriptors)
-        except FileNotFoundError:
-            return None
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            _log.warning("descriptor file ignored", extra=fields(file=path, error=error))
-            return None
-
-    def _virtual_interface(self, name: str, descriptors: Descriptors) -> UsbInterface:
-        def clean(text: str) -> str:
-            return printable(text.encode("utf-8", "replace"))
-
-        # Without a location, the entry is the place where the device is plugged in.
-        place = hashlib.sha256(os.fsencode(self._directory)).hexdigest()[:8]
-        return UsbInterface(
-            vendor_id=_hex_id(descriptors.vendor_id),
-            product_id=_hex_id(descriptors.product_id),
-            serial=clean(descriptors.serial),
-            manufacturer=clean(descriptors.manufacturer),
-            product=clean(descriptors.product),
-            interface=descriptors.interface & 0xFF,
-            location=clean(descriptors.location) or f"{place}-{name}",
-        )
-
-
-def _hex_id(text: str) -> str:
-    """Four lower-case hexadecimal digits, 0000 where the file has something else."""
-    return text.lower() if re.fullmatch(r"[0-9A-Fa-f]{4}", text) else "0000"

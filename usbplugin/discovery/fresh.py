@@ -1,0 +1,33 @@
+"""Whether a port is still what it was found to be: a look at the moment of a decision.
+
+Sources tell of changes within milliseconds, or, where an event was missed, at their next rescan.
+What must not be wrong even for that long is looked at again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from usbplugin.discovery.entry import read_entry
+from usbplugin.discovery.port import Port
+from usbplugin.discovery.sysfs import read_tty
+
+if TYPE_CHECKING:
+    from usbplugin.discovery.sysfs import Tty
+
+
+def is_unchanged(port: Port) -> bool:
+    """Whether the same device is there under the same number. Opens no device.
+
+    False also if that cannot be found out.
+    """
+    found: Port | Tty | None = None
+    if port.sysfs_path:
+        try:
+            found = read_tty(port.sysfs_path)
+        except OSError:
+            return False
+    elif isinstance(entry := read_entry(Path(port.origin), port.name), Port):
+        found = entry
+    return found is not None and (found.number, found.usb) == (port.number, port.usb)
