@@ -11,15 +11,18 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from benchmarks.commands import obey
 from usbplugin.agent import Agent
 from usbplugin.config import Config, Flapping
 from usbplugin.discovery import AllPorts, DeviceNumber, Port, PortGone, PortPresent, UsbInterface
+from usbplugin.discovery.entry import Descriptors
 from usbplugin.places import Places
 from usbplugin.telemetry import logs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from usbplugin.discovery import Fact, Post
 
@@ -32,7 +35,7 @@ _SENTINEL = 99_999
 _NULL = DeviceNumber.of(Path("/dev/null").stat().st_rdev)
 
 
-def port(number: int, serial: str = "") -> Port:
+def port(number: int, serial: str = "", directory: str = "") -> Port:
     usb = UsbInterface(
         "0403",
         "6001",
@@ -40,10 +43,30 @@ def port(number: int, serial: str = "") -> Port:
         "FTDI",
         "FT232R USB UART",
         location=f"0000:00:14.0-{number}",
-        speed="12",
     )
-    # A node that exists, for starts of containers look at it.
-    return Port(f"ttyUSB{number}", "/dev/null", _NULL, usb, driver="ftdi_sio")
+    return Port(f"ttyUSB{number}", "/dev/null", _NULL, usb, driver="ftdi_sio", origin=directory)
+
+
+def lay(directory: Path, ports: Iterable[Port]) -> None:
+    """Make the entries of these ports: starts of containers look at them."""
+    directory.mkdir()
+    for one in ports:
+        assert one.usb is not None
+        (directory / one.name).symlink_to(one.node)
+        content = msgspec.json.encode(_descriptors(one.usb, one.driver))
+        (directory / f".{one.name}.json").write_bytes(content)
+
+
+def _descriptors(usb: UsbInterface, driver: str) -> Descriptors:
+    return Descriptors(
+        usb.vendor_id,
+        usb.product_id,
+        usb.serial,
+        usb.manufacturer,
+        usb.product,
+        location=usb.location,
+        driver=driver,
+    )
 
 
 def device_id(number: int) -> str:
@@ -55,8 +78,9 @@ class ScriptedSource:
 
     name = "scripted"
 
-    def __init__(self, count: int) -> None:
-        self._ports = tuple(port(number) for number in range(count))
+    def __init__(self, count: int, directory: Path) -> None:
+        self._ports = tuple(port(number, directory=str(directory)) for number in range(count))
+        lay(directory, self._ports)
         self._stopped = threading.Event()
         self.running = threading.Event()
         self._post: Post
@@ -138,7 +162,7 @@ class Script:
 
 
 async def _run(root: Path, count: int) -> None:
-    source = ScriptedSource(count)
+    source = ScriptedSource(count, root / "dev")
     agent = Agent(
         # Here a device is pulled far more often than one that is to be trusted may be.
         Config(flapping=Flapping(times=60, window="1ms")),
