@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.faults.rig import Rig
 
-_BACK_OFF = "a socket that cannot be made is tried again after at most 15 s"
+_BACK_OFF = "a socket that cannot be made is tried again after at most 5 s"
 
 
 @fault("links deleted")
@@ -73,7 +73,7 @@ async def links_unmounted(rig: Rig, rng: random.Random) -> None:
     rig.link_volume.mount()
 
 
-@fault("kubelet's directory read-only", mounts=True, within=20, why=_BACK_OFF)
+@fault("kubelet's directory read-only", mounts=True, within=10, why=_BACK_OFF)
 async def kubelet_read_only(rig: Rig, rng: random.Random) -> None:
     with rig.kubelet_volume.read_only():
         await _shake(rig, rng)
@@ -82,7 +82,7 @@ async def kubelet_read_only(rig: Rig, rng: random.Random) -> None:
         await asyncio.sleep(rng.uniform(0.1, 1))
 
 
-@fault("kubelet's directory full", mounts=True, within=20, why=_BACK_OFF)
+@fault("kubelet's directory full", mounts=True, within=10, why=_BACK_OFF)
 async def kubelet_full(rig: Rig, rng: random.Random) -> None:
     with rig.kubelet_volume.full():
         await _shake(rig, rng)

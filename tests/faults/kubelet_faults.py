@@ -121,8 +121,8 @@ async def hangs_up(rig: Rig, rng: random.Random) -> None:
 
 @fault(
     "kubelet refuses some registrations",
-    within=16,
-    why="back-off, doubling from 20 ms to 15 s with each failure",
+    within=10,
+    why="back-off, doubling from 20 ms to 5 s with each failure",
 )
 async def refuses(rig: Rig, rng: random.Random) -> None:
     times = rng.randint(1, 5)

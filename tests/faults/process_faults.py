@@ -87,7 +87,7 @@ async def source_killed(rig: Rig, rng: random.Random) -> None:
 @fault(
     "no file descriptors left",
     within=20,
-    why="a source or socket that failed is tried again after at most 15 s",
+    why="what failed is tried again, after a time that doubles with each failure",
 )
 async def descriptors_exhausted(rig: Rig, rng: random.Random) -> None:
     soft, hard = resource.prlimit(rig.pid, resource.RLIMIT_NOFILE)

@@ -50,7 +50,7 @@ class Registrar(Protocol):
 class ClassicRegistrar:
     """We call ``Register`` on kubelet.sock; a restarted kubelet has to be called anew."""
 
-    longest_delay = 15.0
+    longest_delay = 5.0
 
     def __init__(self, directory: PluginDirectory) -> None:
         """Register with the kubelet of ``directory``."""

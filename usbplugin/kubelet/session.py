@@ -91,6 +91,8 @@ class Session:
         self._closing = False
         self._state = State.WAITING
         self._failures = 0
+        self._streamless = 0
+        """Generations in a row that got no stream."""
 
     @property
     def state(self) -> State:
@@ -179,7 +181,7 @@ class Session:
             # A kubelet that hung up on us while it saw an old instance go says nothing: find out
             # soon, and be patient only with one that proves slow.
             patience = min(
-                math.ldexp(self._stream_timeout / 10, self._failures), self._stream_timeout
+                math.ldexp(self._stream_timeout / 10, self._streamless), self._stream_timeout
             )
             _log.info("registered", extra=fields(resource=self.resource, socket=path.name))
             self._state = State.REGISTERED
@@ -191,6 +193,8 @@ class Session:
                 if not path.exists():
                     return self._over("our socket was deleted")
                 age = loop.time() - registered
+                if plugin.streams or plugin.has_lost_stream:
+                    self._streamless = 0
                 if plugin.has_lost_stream:  # also if others are open: they may be a stranger's
                     if age <= _STABLE_AFTER:
                         raise KubeletError("the kubelet ended its stream soon after it began")
@@ -201,6 +205,7 @@ class Session:
                         self._failures = 0
                     await self._wake.wait()
                 elif age >= patience:
+                    self._streamless = min(self._streamless + 1, _MOST_DOUBLINGS)
                     raise KubeletError(f"no ListAndWatch stream within {patience:.1f} s")
                 else:
                     await self._wait(patience - age)
