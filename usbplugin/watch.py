@@ -67,6 +67,9 @@ class DirectoryWatch:
         self._armed: dict[Path, tuple[ObservedWatch, _Inode]] = {}
         self._deleted: deque[Path] = deque()
         self._complained = False
+        self.renewed = False
+        """Whether the last ``refresh`` had to begin or mend something: look, for until then changes
+        may have gone unnoticed."""
 
     def refresh(self) -> bool:
         """Start watching, or mend what broke since. Call it before each look at the directory.
@@ -112,9 +115,11 @@ class DirectoryWatch:
             observer.start()
             self._observer = observer
         # What comes or goes while watches are being set is seen by the next pass.
+        self.renewed = False
         for _ in range(_MOST_PASSES):
             if not self._rearm(self._observer):
                 break
+            self.renewed = True
 
     def _heed(self, watched: Path, event: FileSystemEvent) -> None:
         """In watchdog's thread: of an ancestor, only directories may be what we wait for."""

@@ -28,18 +28,19 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _ENTRY = re.compile(r"tty(USB|ACM)[0-9A-Za-z_.-]*")
-_RESCAN_INTERVAL = 10.0
+_RESCAN_INTERVAL = 60.0
+_CHECK_INTERVAL = 10.0
+"""How soon it is seen that a watch has died, or is of a directory that is no longer the one."""
 _BLIND_RESCAN_INTERVAL = 1.0
 
 
 class DirectorySource:
     """Discovers the serial ports that are entries of, or linked from, one directory."""
 
-    def __init__(self, directory: Path, rescan_interval: float = _RESCAN_INTERVAL) -> None:
+    def __init__(self, directory: Path) -> None:
         """Prepare to watch ``directory``, which need not exist yet."""
         self._directory = Path(os.path.abspath(directory))  # noqa: PTH100 -- links stay links
         self.name = f"directory:{self._directory}"
-        self._rescan_interval = rescan_interval
         self._waker = Waker()
         self._stopping = threading.Event()
         self._refused: frozenset[str] = frozenset()
@@ -58,15 +59,18 @@ class DirectorySource:
         poller = poll()
         poller.register(self._waker.fileno())
         _log.info("directory source running", extra=fields(directory=self._directory))
-        reason, noticed = "start", None
+        reason, noticed, next_rescan = "start", None, 0.0
         try:
             while not self._stopping.is_set():
                 # In this order: what happens from here on wakes us again.
                 self._waker.clear()
                 live = watch.refresh()
                 self._learns_by = "inotify" if live else "polling"
-                post(AllPorts(self.name, self.scan(), reason, noticed))
-                interval = self._rescan_interval if live else _BLIND_RESCAN_INTERVAL
+                now = time.monotonic()
+                if reason != "period" or watch.renewed or now >= next_rescan or not live:
+                    next_rescan = now + _RESCAN_INTERVAL
+                    post(AllPorts(self.name, self.scan(), reason, noticed))
+                interval = _CHECK_INTERVAL if live else _BLIND_RESCAN_INTERVAL
                 if poller.poll(interval * 1000):
                     reason, noticed = "change", time.monotonic()
                 else:
