@@ -40,10 +40,13 @@ class ListWriter:
 def _serialized(device: Device, shares: int) -> bytes:
     health = HEALTHY if device.health.is_usable else UNHEALTHY
     numa_nodes = {port.numa_node for port in device.ports if port.numa_node is not None}
-    topology = v1beta1.TopologyInfo(nodes=[v1beta1.NUMANode(ID=n) for n in sorted(numa_nodes)])
+    topology = None
+    if numa_nodes:
+        nodes = [v1beta1.NUMANode(ID=node) for node in sorted(numa_nodes)]
+        topology = v1beta1.TopologyInfo(nodes=nodes)
     return v1beta1.ListAndWatchResponse(
         devices=[
-            v1beta1.Device(ID=share_id, health=health, topology=topology if numa_nodes else None)
+            v1beta1.Device(ID=share_id, health=health, topology=topology)
             for share_id in share_ids(device.id, shares)
         ]
     ).SerializeToString()
