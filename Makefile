@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+AUDIT  := build/audit
 SECONDS ?= 3600
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test hardware-test hardware-shell faults soak fuzz image image-test kind-demo deploy-tools lint types format bench hardware-bench protos docs pictures lock clean
+.PHONY: help demo test hardware-test hardware-shell faults soak fuzz image image-test kind-demo deploy-tools lint types format bench hardware-bench audit sbom protos docs pictures lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +87,25 @@ docs: .venv ## regenerate what docs/ derives from the code
 pictures: .venv ## make the pictures of README and docs from the real program (needs Chromium)
 	$(BIN)/python docs/images/make.py
 
+$(AUDIT)/.installed: requirements-audit.lock
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --require-hashes -r requirements-audit.lock
+	@touch $@
+
+audit: $(AUDIT)/.installed ## known vulnerabilities of what requirements.lock names (asks PyPI)
+	$(AUDIT)/bin/pip-audit --strict --require-hashes --disable-pip -r requirements.lock
+
+sbom: $(AUDIT)/.installed .venv ## what the program is made of, as CycloneDX 1.6: dist/usbplugin.cdx.json
+	rm -rf build/runtime && $(PYTHON) -m venv --without-pip build/runtime && mkdir -p dist
+	$(BIN)/uv pip install --quiet --python build/runtime/bin/python --require-hashes -r requirements.lock
+	$(AUDIT)/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application \
+	  --spec-version 1.6 --output-reproducible --validate --output-file dist/usbplugin.cdx.json build/runtime/bin/python
+	@# The version is not in pyproject.toml itself, where the tool looks for it.
+	@$(BIN)/python -c 'import json, pathlib, usbplugin; \
+	  file = pathlib.Path("dist/usbplugin.cdx.json"); document = json.loads(file.read_text()); \
+	  document["metadata"]["component"]["version"] = usbplugin.__version__; \
+	  file.write_text(json.dumps(document, indent=2) + "\n"); print("written to", file)'
+
 lock: .venv ## compile requirements*.lock from pyproject.toml (UPGRADE=1 takes newer releases)
 	$(BIN)/uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --generate-hashes --python-version 3.11 \
 	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
@@ -95,6 +115,8 @@ lock: .venv ## compile requirements*.lock from pyproject.toml (UPGRADE=1 takes n
 	echo 'hatchling>=1.27' | $(BIN)/uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --generate-hashes \
 	  --python-version 3.11 --no-emit-index-url --no-annotate --custom-compile-command "make lock" - \
 	  --constraint requirements-dev.lock --output-file deploy/image/requirements-build.lock
+	$(BIN)/uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --generate-hashes --python-version 3.11 \
+	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" --group audit --output-file requirements-audit.lock
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) results build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
