@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import stat
 from typing import TYPE_CHECKING
 
@@ -166,6 +167,26 @@ async def test_displacement_is_seen_over_a_restart_of_the_plugin(node: Node) -> 
         assert node.kubelet.resource(SERIAL).healthy == frozenset()
         await container.restart()
         await node.kubelet.wait_healthy(SERIAL, {GPS})
+
+
+async def test_links_and_memories_that_were_deleted_are_made_again(node: Node) -> None:
+    node.plug("ttyUSB0", "GPS-A7")
+    async with node.agent():
+        await node.kubelet.wait_healthy(SERIAL, {GPS})
+        container = await node.kubelet.run_container(SERIAL)
+        (mount,) = container.mounts
+        memory = node.link_dir / GPS / "device.json"
+        shutil.rmtree(node.link_dir)
+        (node.kubelet_dir / "anything").touch()  # sooner than the look that is taken every 10 s
+        async with asyncio.timeout(10):
+            while not (memory.exists() and os.path.lexists(mount.host_path)):
+                await asyncio.to_thread(os.sched_yield)
+        node.bus.unplug("ttyUSB0")
+        await node.kubelet.wait_healthy(SERIAL, set())
+        memory.unlink()
+        with pytest.raises(CreateContainerConfigError, match="is gone: unplugged"):
+            await container.restart()
+        assert memory.exists(), "what waits for its device must be known after a restart, too"
 
 
 async def test_no_pre_start_where_the_operator_does_not_want_it(node: Node) -> None:

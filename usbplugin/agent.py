@@ -258,6 +258,7 @@ class Agent:
             self._features.write(self._custody.devices)
 
     def _look(self) -> None:
+        self._custody.look()
         for session in self._sessions.values():
             session.look()
 

@@ -118,6 +118,11 @@ class Custody:
         self._carry_out(self._inventory.hold(devices, asked_at, time.monotonic()))
         self._save()
 
+    def look(self) -> None:
+        """See whether links and memories are there still; called now and then."""
+        if self._links.is_disturbed():
+            self._mend()
+
     def clean_up(self) -> None:
         """Remove what earlier runs left of devices that are not known any longer."""
         self._links.keep_only({device.id for device in self.devices})
@@ -165,6 +170,9 @@ class Custody:
     def container_ended(self, device_id: str) -> None:
         """The container that has the device asked to be started anew, and may not yet."""
         self._carry_out(self._inventory.container_ended(device_id, time.monotonic()))
+        if self._inventory.find(device_id) is not None:
+            self._miss(device_id)
+            self._save()
 
     def start_problem(self, device: Device) -> str:
         """Why a container that holds the device must not start now; empty if it may.

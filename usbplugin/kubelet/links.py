@@ -40,6 +40,7 @@ class LinkDirectory:
         self._directory = directory
         self._prefix = f"{directory}/"
         self._good: set[str] = set()
+        self._state: tuple[int, int, int] | None = None
         self._complained = False
 
     def host_path(self, device: Device, port: Port) -> str:
@@ -68,6 +69,14 @@ class LinkDirectory:
         except OSError as error:
             self._good.discard(link)
             self._complain(error)
+
+    def is_disturbed(self) -> bool:
+        """Whether a device's folder was made or removed since the last call, by us or others."""
+        before, self._state = self._state, None
+        with suppress(OSError):
+            status = self._directory.stat()
+            self._state = status.st_dev, status.st_ino, status.st_mtime_ns
+        return self._state != before
 
     def forget(self, device_id: str) -> None:
         """Remove what is left of a device that is not remembered any longer."""
