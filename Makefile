@@ -93,18 +93,47 @@ $(AUDIT)/.installed: requirements-audit.lock
 	@touch $@
 
 audit: $(AUDIT)/.installed ## known vulnerabilities of what requirements.lock names (asks PyPI)
-	$(AUDIT)/bin/pip-audit --strict --require-hashes --disable-pip -r requirements.lock
+	@$(AUDIT)/bin/pip-audit --strict --require-hashes --disable-pip -r requirements.lock || \
+	  { echo "audit: not passed. If no vulnerability is named above, then PyPI's JSON API, which has the" >&2; \
+	    echo "advisories, gave no answer for each package; not every mirror of PyPI has it." >&2; exit 1; }
+
+# An installed package tells its licence and what it needs; only the lock has the hashes. And the version
+# is not in pyproject.toml itself, where the tool looks for it.
+define MERGE
+import json, pathlib, re, sys
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+import usbplugin
+
+def packages(document):
+    return {re.sub("[-_.]+", "-", c["name"]).lower(): c for c in document["components"]}
+
+installed, locked = (json.loads(pathlib.Path(path).read_text()) for path in sys.argv[1:3])
+installed["metadata"]["component"]["version"] = usbplugin.__version__
+hashed = packages(locked)
+for name, component in packages(installed).items():
+    if component["version"] != hashed[name]["version"]:
+        sys.exit(f"sbom: {name} is not what the lock says")
+    links = component.setdefault("externalReferences", [])
+    links += [link for link in hashed[name]["externalReferences"] if link.get("hashes")]
+    links.sort(key=lambda link: (link["type"], link["url"], link.get("comment", "")))
+text = json.dumps(installed, indent=2, ensure_ascii=False) + "\n"
+if error := JsonStrictValidator(SchemaVersion.V1_6).validate_str(text):
+    sys.exit(f"sbom: not valid: {error}")
+pathlib.Path(sys.argv[3]).write_text(text, encoding="utf-8")
+endef
+sbom: export MERGE := $(MERGE)
+
+CYCLONEDX = $(AUDIT)/bin/python -W ignore -m cyclonedx_py
+CYCLONEDX_FLAGS := --pyproject pyproject.toml --mc-type application --spec-version 1.6 --output-reproducible
 
 sbom: $(AUDIT)/.installed .venv ## what the program is made of, as CycloneDX 1.6: dist/usbplugin.cdx.json
 	rm -rf build/runtime && $(PYTHON) -m venv --without-pip build/runtime && mkdir -p dist
 	$(BIN)/uv pip install --quiet --python build/runtime/bin/python --require-hashes -r requirements.lock
-	$(AUDIT)/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application \
-	  --spec-version 1.6 --output-reproducible --validate --output-file dist/usbplugin.cdx.json build/runtime/bin/python
-	@# The version is not in pyproject.toml itself, where the tool looks for it.
-	@$(BIN)/python -c 'import json, pathlib, usbplugin; \
-	  file = pathlib.Path("dist/usbplugin.cdx.json"); document = json.loads(file.read_text()); \
-	  document["metadata"]["component"]["version"] = usbplugin.__version__; \
-	  file.write_text(json.dumps(document, indent=2) + "\n"); print("written to", file)'
+	$(CYCLONEDX) environment $(CYCLONEDX_FLAGS) --output-file build/installed.cdx.json build/runtime/bin/python
+	$(CYCLONEDX) requirements $(CYCLONEDX_FLAGS) --output-file build/locked.cdx.json requirements.lock
+	@$(AUDIT)/bin/python -c "$$MERGE" build/installed.cdx.json build/locked.cdx.json dist/usbplugin.cdx.json
+	@echo written to dist/usbplugin.cdx.json
 
 lock: .venv ## compile requirements*.lock from pyproject.toml (UPGRADE=1 takes newer releases)
 	$(BIN)/uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --generate-hashes --python-version 3.11 \

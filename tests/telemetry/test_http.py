@@ -232,3 +232,30 @@ def test_what_is_no_address(text: str) -> None:
 
 def test_a_plain_answer_says_its_status() -> None:
     assert http.plain(HTTPStatus.NOT_FOUND).body == b"Not Found\n"
+
+
+async def test_what_is_left_unread_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_WRITE_SECONDS", 0.1)
+    transports: list[asyncio.WriteTransport] = []
+
+    async def handle(request: http.Request) -> http.Response:
+        del request
+        return http.Response(bytes(8_000_000))  # more than the kernel takes
+
+    class Watched(http.HttpServer):
+        def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            transports.append(writer.transport)
+            super()._accept(reader, writer)
+
+    server = Watched(handle, lambda path, status: None, lambda: None)
+    (address,) = await server.listen_tcp("127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
+    writer.write(b"GET / HTTP/1.1\r\n\r\n")
+    writer.transport.pause_reading()  # type: ignore[attr-defined]  # a TCP transport has it
+    async with asyncio.timeout(10):
+        while not transports or server._connections:  # noqa: ASYNC110 -- nothing tells
+            await asyncio.sleep(0.01)
+    assert transports[0].get_write_buffer_size() == 0
+    del reader
+    writer.transport.abort()
+    await server.close()

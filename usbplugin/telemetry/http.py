@@ -154,10 +154,11 @@ class HttpServer:
             await self._write(writer, response, with_body=body)
         except TimeoutError:
             self._refused()
+            writer.transport.abort()
         except ConnectionError:
             pass  # they have gone; there is nobody to tell
         finally:
-            writer.close()
+            await _hang_up(writer)
 
     async def _read(self, reader: asyncio.StreamReader) -> Request | HTTPStatus:
         """The request, or what is wrong with it."""
@@ -247,6 +248,18 @@ async def _drain(writer: asyncio.StreamWriter) -> None:
     """Wait until they have taken most of it; those who do not are given up."""
     async with asyncio.timeout(_WRITE_SECONDS):
         await writer.drain()
+
+
+async def _hang_up(writer: asyncio.StreamWriter) -> None:
+    """Close, once they have taken what was written; else what they leave unread stays for ever."""
+    writer.close()
+    try:
+        async with asyncio.timeout(_WRITE_SECONDS):
+            await writer.wait_closed()
+    except OSError:
+        pass  # too late, or they have gone
+    finally:
+        writer.transport.abort()
 
 
 def _this_task() -> asyncio.Task[None]:
