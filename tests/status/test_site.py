@@ -107,11 +107,13 @@ async def test_ready_means_that_the_kubelet_listens(node: Node) -> None:
 async def test_alive_means_that_the_plugins_own_socket_answers(node: Node) -> None:
     async with node.agent():
         await node.kubelet.wait_healthy(SERIAL, {GPS})
-        code, document = await daemon(node).get("/healthz")
-        assert code == 200
-        assert isinstance(document, dict)
-        details = {part["name"]: part["detail"] for part in document["parts"]}
-        assert details[f"session {SERIAL}"] == "streaming"
+        details: dict[str, str] = {}
+        async with asyncio.timeout(10):
+            while details.get(f"session {SERIAL}") != "streaming":
+                code, document = await daemon(node).get("/healthz")
+                assert code == 200
+                assert isinstance(document, dict)
+                details = {part["name"]: part["detail"] for part in document["parts"]}
         assert "learns of changes by inotify" in details[f"source directory:{node.device_dir}"]
 
 
@@ -260,15 +262,19 @@ async def test_other_paths_are_not_found(node: Node, path: str) -> None:
 async def test_the_metrics_tell_the_whole_story(node: Node) -> None:
     async with node.agent() as agent:
         await node.kubelet.wait_healthy(SERIAL, {GPS})
-        found = await metrics(node)
+        found = await until(
+            node,
+            lambda m: (
+                m[f"usbplugin_registered {SERIAL}"] == 1
+                and m[f"usbplugin_streams_open {SERIAL}"] == 1
+                and m[f"usbplugin_devices {SERIAL} healthy ready"] == 1
+            ),
+        )
         for metric in METRICS:
             assert any(key.split(" ")[0].removesuffix("_bucket") == metric.name for key in found), (
                 f"{metric.name} is not shown from the start"
             )
-        assert found[f"usbplugin_devices {SERIAL} healthy ready"] == 1
         assert found[f"usbplugin_devices {SERIAL} unhealthy unplugged"] == 0
-        assert found[f"usbplugin_registered {SERIAL}"] == 1
-        assert found[f"usbplugin_streams_open {SERIAL}"] == 1
         assert found[f"usbplugin_kubelet_calls_total {SERIAL} Allocate ok"] == 0
         assert found[f"usbplugin_kubelet_restarts_total {SERIAL}"] == 0
         assert found[f"usbplugin_device_replugs_total {SERIAL}"] == 0
