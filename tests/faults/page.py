@@ -40,7 +40,7 @@ def summary(results: dict[str, Any]) -> str:
     # The first reading comes before any fault: what is loaded on demand is not loaded yet.
     first, last = results["longest_life"][1], results["longest_life"][-1]
     uses = "; ".join(
-        f"{what} {first[key]:g} at first, {last[key]:g} at last"
+        f"{what} {first[key]:.3g} at first, {last[key]:.3g} at last"
         for what, key in (
             ("threads", "threads"),
             ("file descriptors", "descriptors"),
