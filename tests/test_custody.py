@@ -351,6 +351,48 @@ async def test_selectors_of_a_reload_decide_anew(node: Node) -> None:
         await node.kubelet.wait_healthy(SERIAL, {GPS})
 
 
+async def test_a_reload_never_offers_a_device_twice(node: Node) -> None:
+    node.plug("ttyUSB0", "GPS-A7")
+    volume = ConfigMapVolume(node.device_dir / "config")
+    volume.write("resources: [{name: usbplugin/serial, cdi: true}]")
+    async with node.agent(config_file=volume.file) as agent:
+        await node.kubelet.wait_healthy(SERIAL, {GPS})
+        container = await node.kubelet.run_container(SERIAL)
+        await node.until_held(agent, GPS)
+        (spec,) = node.places.cdi_dir.glob("*.json")
+        volume.write(
+            "resources: [{name: usbplugin/gps, selectors: [{serial: GPS-A7}]},"
+            " {name: usbplugin/serial, cdi: false}]"
+        )
+        await node.kubelet.wait_for(
+            lambda: (
+                GPS in node.kubelet.resource("usbplugin/gps").devices
+                and not node.kubelet.resource(SERIAL).devices
+            )
+        )
+        assert not spec.exists(), "what is not kept up to date must not be there"
+        assert not node.kubelet.resource("usbplugin/gps").healthy, "a container has it already"
+        container.remove()
+        await node.kubelet.wait_healthy("usbplugin/gps", {GPS})
+
+
+async def test_one_of_several_holders_that_restarts_does_not_clear_the_others(node: Node) -> None:
+    port = node.plug("ttyUSB0", "GPS-A7")
+    async with node.agent(resource(shares=2)) as agent:
+        await node.kubelet.wait_healthy(SERIAL, {f"{GPS}.0", f"{GPS}.1"})
+        one = await node.kubelet.run_container(SERIAL, pod="one")
+        await node.kubelet.run_container(SERIAL, pod="two")
+        await node.until_held(agent, GPS)
+        keeper = os.open(port.node, os.O_RDWR | os.O_NOCTTY)  # so that the pty's number stays taken
+        node.bus.unplug("ttyUSB0")
+        await node.kubelet.wait_healthy(SERIAL, set())
+        node.bus.replug("ttyUSB0")
+        os.close(keeper)
+        await node.until_health(agent, GPS, Health.DISPLACED)
+        await one.restart()
+        await node.until_health(agent, GPS, Health.DISPLACED)
+
+
 async def test_node_features_follow_the_devices(node: Node) -> None:
     path = node.root / "usbplugin"
     config = Config(node_features=True, flapping=PATIENT)

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 from usbplugin.config import Registration, load
@@ -38,7 +39,7 @@ from usbplugin.telemetry.logs import fields
 from usbplugin.watch import follow
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     from usbplugin.config import Config
@@ -82,12 +83,14 @@ class Agent:
         self._directory = PluginDirectory(places.kubelet_dir)
         self._sessions: dict[str, Session] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._helpers: list[asyncio.Task[None]] = []
         self._parts = {
             part.name: part for part in (Part(source_part(s.name)) for s in self._sources)
         }
         self._http_address = http_address
         self._journal = Journal()
         self._metrics = self._journal.metrics
+        pod_resources = PodResources(places.pod_resources)
         self._custody = Custody(
             config.rules(),
             config.handovers(),
@@ -97,8 +100,9 @@ class Agent:
             CdiDirectory(places.cdi_dir),
             self._publish,
             self._changed,
+            holders_can_tell=pod_resources.is_there,
         )
-        self._holders = Holders(PodResources(places.pod_resources), self._custody, self._metrics)
+        self._holders = Holders(pod_resources, self._custody, self._metrics)
         self._features = NodeFeatures(places.features_dir)
         status = Status(
             self._custody,
@@ -133,10 +137,11 @@ class Agent:
         with ThreadPoolExecutor(len(self._sources) or 1, "source") as threads:
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    helpers = [
+                    self._helpers = [
                         tasks.create_task(
                             self._front.open(self._http_address, self._places.control_socket)
                         ),
+                        # A defect in there ends the process: what it knows is worth nothing then.
                         tasks.create_task(self._keep_inventory()),
                         *(
                             tasks.create_task(self._run_source(source, threads))
@@ -147,15 +152,17 @@ class Agent:
                     await self._learn_everything()
                     for handover in self._config.handovers():
                         self._open_session(handover, tasks)
-                    helpers += [
-                        tasks.create_task(self._directory.watch(self._look)),
-                        tasks.create_task(self._holders.watch()),
-                        tasks.create_task(self._follow_config(tasks)),
-                    ]
+                    self._watch(self._directory, tasks)
+                    self._watch(self._registrar().directory, tasks)
+                    self._help("holders", self._holders.watch, tasks)
+                    if file := self._config_file:
+                        self._help(
+                            "configuration", partial(self._follow_config, file, tasks), tasks
+                        )
                     await stopping.wait()
                     _log.info("stopping")
                     await self._close_sessions(list(self._sessions))
-                    for task in helpers:
+                    for task in self._helpers:
                         task.cancel()
                     await self._holders.ask()
                     self._custody.release()
@@ -165,6 +172,18 @@ class Agent:
                 for source in self._sources:
                     source.stop()
                 await self._front.close()
+
+    def _help(
+        self, name: str, start: Callable[[], Awaitable[None]], tasks: asyncio.TaskGroup
+    ) -> None:
+        part = self._parts[name] = Part(name)
+        self._helpers.append(tasks.create_task(supervise(part, start, self._stopping)))
+
+    def _watch(self, directory: PluginDirectory, tasks: asyncio.TaskGroup) -> None:
+        """See what happens to the sockets in a directory, if nobody does yet."""
+        name = f"watch {directory.path}"
+        if name not in self._parts:
+            self._help(name, partial(directory.watch, self._look), tasks)
 
     def _open_session(self, handover: Handover, tasks: asyncio.TaskGroup) -> None:
         name = handover.resource
@@ -262,18 +281,16 @@ class Agent:
         for session in self._sessions.values():
             session.look()
 
-    async def _follow_config(self, tasks: asyncio.TaskGroup) -> None:
+    async def _follow_config(self, file: Path, tasks: asyncio.TaskGroup) -> None:
         """Apply the file whenever its text changes; a ConfigMap changes by a swapped link."""
-        if self._config_file is None:
-            return
         seen: object = self  # whatever the file holds, it is new at first
-        async for _ in follow(self._config_file.parent, asyncio.Event()):
-            text = _content(self._config_file)
+        async for _ in follow(file.parent, asyncio.Event()):
+            text = _content(file)
             if text == seen:
                 continue
             seen = text
             try:
-                config = load(self._config_file)
+                config = load(file)
             except ConfigError as error:
                 _log.error("configuration refused; the old one stays", extra=fields(reason=error))
                 self._metrics.config_looked_at("refused")
@@ -297,6 +314,7 @@ class Agent:
             self._features.remove()
         await self._close_sessions([name for name in self._sessions if name not in kept])
         self._custody.reconfigure(config.rules(), config.handovers(), config.health_policy())
+        self._watch(self._registrar().directory, tasks)
         for handover in config.handovers():
             if handover.resource not in kept:
                 self._open_session(handover, tasks)

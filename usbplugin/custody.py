@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from usbplugin.discovery import AllPorts, DeviceNumber, PortPresent, Readiness
 from usbplugin.discovery.fresh import is_unchanged
 from usbplugin.inventory import HealthPolicy, Inventory, Update
-from usbplugin.kubelet.shares import device_of
+from usbplugin.kubelet.shares import MOST_SHARES, device_of
 from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class Custody:
         cdi: CdiDirectory,
         publish: Callable[[Snapshot, float | None], None],
         tell: Callable[[Sequence[Change]], None],
+        *,
+        holders_can_tell: bool = False,
     ) -> None:
         """Begin with what an earlier process remembered.
 
@@ -62,6 +64,7 @@ class Custody:
             cdi: The specs that container runtimes read.
             publish: Takes each new snapshot, and when a source noticed what led to it, if it did.
             tell: Told of what has changed, after it was published.
+            holders_can_tell: Whether the kubelet can be asked who holds what.
         """
         self._links = links
         self._memories = memories
@@ -71,7 +74,13 @@ class Custody:
         self._changed = asyncio.Event()
         self._unsaved: dict[str, Memory] = {}
         self._handovers = {handover.resource: handover for handover in handovers}
-        self._inventory = Inventory(rules, policy, memories.load(), time.monotonic())
+        self._inventory = Inventory(
+            rules,
+            policy,
+            memories.load(),
+            time.monotonic(),
+            holders_can_tell=holders_can_tell,
+        )
 
     @property
     def deadline(self) -> float | None:
@@ -110,11 +119,7 @@ class Custody:
 
     def hold(self, holdings: Iterable[Holding], asked_at: float) -> None:
         """Take in who holds what, by the kubelet's word."""
-        devices = [
-            replace(h, device_id=device_of(h.device_id, self._handovers[h.resource].shares))
-            for h in holdings
-            if h.resource in self._handovers
-        ]
+        devices = [replace(h, device_id=self._device_of(h)) for h in holdings]
         self._carry_out(self._inventory.hold(devices, asked_at, time.monotonic()))
         self._save()
 
@@ -131,23 +136,21 @@ class Custody:
         self, rules: Sequence[ResourceRule], handovers: Sequence[Handover], policy: HealthPolicy
     ) -> None:
         """Select and hand over by new rules, all that is known being kept."""
-        before = self._inventory
+        before, with_cdi = self._inventory, self._with_cdi()
         now = time.monotonic()
         self._handovers = {handover.resource: handover for handover in handovers}
         self._inventory = before.reconfigured(rules, policy, now)
-        update = self._inventory.apply(_everything(before.ports), now)
-        self._carry_out(update)
-        known = {device.id for device in self.devices}
-        for device_id in before.device_ids - known:
-            self._forget(device_id)
+        self._carry_out(self._inventory.apply(_everything(before), now))
+        for resource in with_cdi - self._with_cdi():
+            self._cdi.remove(resource)
+        self._write_cdi()
 
     def release(self) -> None:
         """On the way out: CDI specs of resources that nobody holds go, all else stays."""
         self._save()
-        for handover in self._handovers.values():
-            held = any(device.holders for device in self.snapshot(handover.resource).devices)
-            if handover.cdi and not held:
-                self._cdi.remove(handover.resource)
+        for resource in self._with_cdi():
+            if not any(device.holders for device in self.snapshot(resource).devices):
+                self._cdi.remove(resource)
 
     def host_path(self, device: Device, port: Port) -> str:
         """Where on the host a port's node is found."""
@@ -209,6 +212,20 @@ class Custody:
             return earlier.path
         return self._links.host_path(device, port)
 
+    def _device_of(self, holding: Holding) -> str:
+        """Of which device a share is held; also of a resource that a reload has ended."""
+        handover = self._handovers.get(holding.resource)
+        if handover is None and self._inventory.find(holding.device_id) is not None:
+            return holding.device_id
+        return device_of(holding.device_id, handover.shares if handover else MOST_SHARES)
+
+    def _with_cdi(self) -> set[str]:
+        return {handover.resource for handover in self._handovers.values() if handover.cdi}
+
+    def _write_cdi(self) -> None:
+        for resource in self._with_cdi():
+            self._cdi.write(self.snapshot(resource), self._handovers[resource])
+
     def _carry_out(self, update: Update, noticed: float | None = None) -> None:
         for change in update.changes:
             if change.after is None:
@@ -243,11 +260,12 @@ class Custody:
         }
 
     def _mend(self) -> None:
-        """Make links and memories again that somebody has deleted, or that could not be made."""
+        """Make again what somebody has deleted, or what could not be made."""
         for device in self.devices:
             self._links.update(device)
             self._miss(device.id)
         self._save()
+        self._write_cdi()
 
     def _miss(self, device_id: str) -> None:
         """See to it that a device's memory is written again if somebody has deleted it."""
@@ -255,11 +273,13 @@ class Custody:
             self._unsaved.setdefault(device_id, self._inventory.memory(device_id))
 
 
-def _everything(ports: Mapping[tuple[str, str], Port]) -> list[AllPorts]:
-    sources = {source for source, _ in ports}
+def _everything(inventory: Inventory) -> list[AllPorts]:
+    ports = inventory.ports
     return [
-        AllPorts(name, tuple(p for (source, _), p in ports.items() if source == name), "reload")
-        for name in sorted(sources)
+        AllPorts(
+            name, tuple(inventory.settled_port(key) for key in ports if key[0] == name), "reload"
+        )
+        for name in sorted({source for source, _ in ports})
     ]
 
 

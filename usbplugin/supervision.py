@@ -50,7 +50,7 @@ async def supervise(
         finally:
             part.running = False
             work.cancel()
-        error = None if work.cancelled() else work.exception()
+        error = RuntimeError("cancelled from within") if work.cancelled() else work.exception()
         if error is None:
             return
         part.failures += 1

@@ -11,6 +11,7 @@ import logging
 import os
 from collections import deque
 from contextlib import suppress
+from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,6 @@ from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
 
     from watchdog.observers.api import BaseObserver, ObservedWatch
 
@@ -61,7 +61,7 @@ class DirectoryWatch:
 
     def __init__(self, directory: Path, on_change: Callable[[], None]) -> None:
         """Prepare to watch; ``on_change`` runs in watchdog's thread and must return at once."""
-        self._directory = directory
+        self._directory = directory.absolute()  # or it might have no parent
         self._on_change = on_change
         self._observer: BaseObserver | None = None
         self._armed: dict[Path, tuple[ObservedWatch, _Inode]] = {}
@@ -133,7 +133,7 @@ class DirectoryWatch:
     def _rearm(self, observer: BaseObserver) -> bool:
         """Watch what there is to watch; whether anything had to be changed for that."""
         # The nearest ancestor that exists tells when the directory comes back.
-        ancestor = next(path for path in self._directory.parents if path.is_dir())
+        ancestor = next((path for path in self._directory.parents if path.is_dir()), Path("/"))
         wanted = {path for path in (self._directory, ancestor) if path.is_dir()}
         alive = {emitter.watch for emitter in observer.emitters if _is_alive(emitter)}
         useless = {

@@ -372,4 +372,84 @@ def test_rules_that_give_other_ids_leave_nothing_of_the_old_ones() -> None:
     successor = replay.inventory.reconfigured([MODEM_RULE], POLICY, replay.now)
     successor.apply([all_ports(usb_port())], replay.now)
     successor.apply([], replay.now + POLICY.group_settle)
-    assert successor.device_ids == {"usb-0403:6001-A5069RR4"}
+    (device,) = successor.snapshot(SERIAL).devices
+    assert device.id == "usb-0403:6001-A5069RR4"
+
+
+def test_new_rules_publish_what_a_resource_has_lost_and_nothing_else() -> None:
+    replay = Replay()
+    replay(present(usb_port()))
+    before = replay.device()
+    replay.now += 5
+    other = ResourceRule("usbplugin/other")
+    same = replay.inventory.reconfigured([replay.rule, other], POLICY, replay.now)
+    assert same.apply([all_ports(usb_port())], replay.now) == Update()
+    assert same.snapshot(SERIAL).devices == (before,), "it is ready for as long as it was"
+    moved = replay.inventory.reconfigured([other, replay.rule], POLICY, replay.now)
+    update = moved.apply([all_ports(usb_port())], replay.now)
+    assert {snapshot.resource: len(snapshot.devices) for snapshot in update.snapshots} == {
+        "usbplugin/other": 1,
+        SERIAL: 0,
+    }
+    nobodys = ResourceRule(SERIAL, (Selector(serial="NONE"),))
+    lost = replay.inventory.reconfigured([nobodys], POLICY, replay.now)
+    (change,) = lost.apply([all_ports(usb_port())], replay.now).changes
+    assert (change.device.id, change.after) == (A, None)
+    assert lost.snapshot(SERIAL).devices == ()
+
+
+def test_who_holds_a_device_under_its_old_resource_keeps_it_from_the_new_one() -> None:
+    replay = Replay()
+    replay(present(usb_port()))
+    replay.hand_over()
+    replay.hold(POD)
+    zigbee = ResourceRule("usbplugin/zigbee")
+    successor = replay.inventory.reconfigured([zigbee], POLICY, replay.now)
+    successor.apply([all_ports(usb_port())], replay.now)
+    successor.hold([POD], replay.now, replay.now)
+    (device,) = successor.snapshot("usbplugin/zigbee").devices
+    assert device.health is Health.DISPLACED
+    assert "default/gps/main holds it as usbplugin/serial" in device.reason
+    replay.now += POLICY.holder_grace
+    successor.hold([], replay.now, replay.now)
+    (device,) = successor.snapshot("usbplugin/zigbee").devices
+    assert device.health is Health.READY
+
+
+def test_a_complete_modem_stays_over_a_reload() -> None:
+    replay = modem()
+    before = replay.device(MODEM)
+    successor = replay.inventory.reconfigured([replay.rule], POLICY, replay.now)
+    assert successor.apply([all_ports(*PORTS)], replay.now) == Update()
+    assert successor.find(MODEM) == before
+
+
+def test_a_modem_that_moves_is_one_device_in_whatever_order_its_ports_come() -> None:
+    replay = modem()
+    replay(*map(gone, PORTS))
+    moved = [
+        dataclasses.replace(
+            port, usb=port.usb and dataclasses.replace(port.usb, location="0000:00:14.0-9")
+        )
+        for port in PORTS
+    ]
+    for port in reversed(moved):
+        replay(present(port))
+    assert replay.wait(POLICY.group_patience) == {MODEM: Health.READY}
+
+
+def test_until_the_kubelet_has_said_who_holds_what_the_memory_counts() -> None:
+    replay = Replay()
+    replay(present(usb_port()))
+    replay.hand_over()
+    far = dataclasses.replace(usb_port(), name="ttyUSB7", number=usb_port("ttyUSB7").number)
+    restarted = Inventory(
+        [replay.rule], POLICY, replay.disk.values(), replay.now, holders_can_tell=True
+    )
+    restarted.apply([all_ports(far)], replay.now)
+    (device,) = restarted.snapshot(SERIAL).devices
+    assert device.health is Health.DISPLACED
+    assert restarted.awaits_holders
+    restarted.hold([], replay.now, replay.now)
+    (device,) = restarted.snapshot(SERIAL).devices
+    assert device.health is Health.READY

@@ -5,6 +5,7 @@ No I/O, no clock, no locks: only the event loop calls it, and a test can replay 
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,6 @@ from usbplugin.discovery import (
     Readiness,
 )
 from usbplugin.discovery.identity import (
-    Fingerprint,
     candidate_ids,
     descriptors,
     fingerprint,
@@ -31,7 +31,6 @@ from usbplugin.inventory.selector import ResourceRule, first_match
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from collections.abc import Set as AbstractSet
 
     from usbplugin.inventory.device import Holding
 
@@ -48,6 +47,8 @@ class Inventory:
         policy: HealthPolicy = HealthPolicy(),
         memories: Iterable[Memory] = (),
         now: float = 0.0,
+        *,
+        holders_can_tell: bool = False,
     ) -> None:
         """Start with what is remembered, all of it away.
 
@@ -56,6 +57,8 @@ class Inventory:
             policy: How long things are remembered and waited for.
             memories: What an earlier inventory wanted to be remembered.
             now: Seconds of the clock that ``apply`` uses.
+            holders_can_tell: Whether the kubelet can be asked who holds what: until it answers,
+                what was handed over counts as held.
         """
         self._rules = tuple(rules)
         self._policy = policy
@@ -65,7 +68,7 @@ class Inventory:
         self._key_of: dict[DeviceNumber, Key] = {}
         self._superseded: dict[Key, Key] = {}
         """Ports whose device was seen under a later name, and that name."""
-        self._asked_at: float | None = None
+        self._asked_at = -math.inf if holders_can_tell else None
         self._dirty: set[str] = set()
         self._published: dict[str, Device] = {}
         self._remembered: dict[str, Memory] = {}
@@ -99,11 +102,6 @@ class Inventory:
         """What is to be remembered of a device that is listed."""
         return self._remembered[device_id]
 
-    @property
-    def device_ids(self) -> AbstractSet[str]:
-        """The IDs of all devices that are listed."""
-        return self._published.keys()
-
     def reconfigured(
         self, rules: Sequence[ResourceRule], policy: HealthPolicy, now: float
     ) -> Inventory:
@@ -113,10 +111,22 @@ class Inventory:
         for record in self._records.values():
             if copy := successor._restore(record.memory(), now):
                 copy.holders, copy.departures = record.holders, record.departures
-                copy.handed_over_at = record.handed_over_at
+                copy.held_as, copy.handed_over_at = record.held_as, record.handed_over_at
+                copy.health, copy.since = record.health, record.since
                 # If the new rules give it another ID, nothing is left of this one.
-                copy.listed = not record.present
+                copy.listed, copy.was_listed = not record.present, record.listed
+        # What is published from now on are the differences.
+        successor._published = dict(self._published)
+        successor._dirty |= self._published.keys()
+        successor._snapshots = {
+            name: self._snapshots.get(name, empty) for name, empty in successor._snapshots.items()
+        }
         return successor
+
+    def settled_port(self, key: Key) -> Port:
+        """A port as its device was last seen with, though udevd may be looking at it again."""
+        record = self._record_of.get(key)
+        return (record and record.port_at(key)) or self._ports[key]
 
     @property
     def awaits_holders(self) -> bool:
@@ -179,19 +189,21 @@ class Inventory:
         """These are all who hold a device, by the kubelet's word; it was asked at ``asked_at``."""
         self._asked_at = asked_at
         holders: dict[str, set[str]] = defaultdict(set)
+        held_as: dict[str, set[str]] = defaultdict(set)
         by_name = {rule.name: rule for rule in self._rules}
         for holding in holdings:
-            rule = by_name.get(holding.resource)
-            if rule is None or not is_device_id(holding.device_id):
-                continue  # another plugin's: ours have no such names
-            holders[holding.device_id].add(holding.holder)
             if holding.device_id not in self._records:
+                rule = by_name.get(holding.resource)
+                if rule is None or not is_device_id(holding.device_id):
+                    continue  # another plugin's: ours have no such names
                 # Nothing else is known of it, but the kubelet reports an unlisted one as healthy.
                 self._records[holding.device_id] = Record(holding.device_id, rule, listed=True)
+            holders[holding.device_id].add(holding.holder)
+            held_as[holding.device_id].add(holding.resource)
         for record in self._records.values():
-            found = tuple(sorted(holders.get(record.id, ())))
-            if found != record.holders:
-                record.holders = found
+            found = tuple(sorted(holders.get(record.id, ()))), frozenset(held_as.get(record.id, ()))
+            if found != (record.holders, record.held_as):
+                record.holders, record.held_as = found
                 self._dirty.add(record.id)
             if record.handed_over and not record.is_held(asked_at, self._policy):
                 record.handed_over = {}
@@ -266,7 +278,7 @@ class Inventory:
         whole = fingerprint(port, rule.unit)
         for record in known:
             # Another port of a device that is here, or a device back where it was: certainly it.
-            if self._fingerprint_of(record) == whole:
+            if record.fingerprint() == whole:
                 seen_as = record.present.get(port.slot)
                 if seen_as is None:
                     return record.id
@@ -286,25 +298,17 @@ class Inventory:
         """Whether a known device is certainly, or perhaps, another one than the one of ``port``."""
         if not record.present:
             return record.has_twin or self._has_twin(record)
-        if descriptors(port, record.rule.unit) in self._claims(record):
+        if descriptors(port, record.rule.unit) in record.claims():
             record.has_twin = True  # not to be forgotten, even if the other one is
             self._dirty.add(record.id)
         return True
 
-    def _fingerprint_of(self, record: Record) -> Fingerprint | None:
-        port = next(iter(record.ports.values()), None)
-        return fingerprint(port, record.rule.unit) if port else None
-
     def _has_twin(self, record: Record) -> bool:
         """Whether its serial is known from another device too, and so tells nobody from anybody."""
         others = (other for other in self._records.values() if other is not record)
-        known = {claim for other in others for claim in self._claims(other)}
-        return any(claim in known for claim in self._claims(record))
-
-    @staticmethod
-    def _claims(record: Record) -> list[Fingerprint]:
-        """What a device has said of itself."""
-        return [descriptors(port, record.rule.unit) for port in record.ports.values()]
+        return not {claim for other in others for claim in other.claims()}.isdisjoint(
+            record.claims()
+        )
 
     def _restore(self, memory: Memory, now: float) -> Record | None:
         """Know a device again; None if it belongs to no resource any longer."""
@@ -320,6 +324,8 @@ class Inventory:
             handed_over=dict(memory.handed_over),
             has_twin=memory.has_twin,
             listed=True,
+            # Held until the kubelet's first word, which counts at once.
+            handed_over_at=now - self._policy.holder_grace if memory.handed_over else -math.inf,
             health=Health.UNPLUGGED,
             since=now if memory.absent_since is None else min(memory.absent_since, now),
         )
@@ -355,7 +361,7 @@ class Inventory:
         touched: set[str] = set()
         for device_id in sorted(self._dirty):
             record = self._records.get(device_id)
-            before = self._published.pop(device_id, None)
+            before = self._published.get(device_id)
             after = None
             if record is not None and record.health is not None:
                 record.listed = True
@@ -368,6 +374,8 @@ class Inventory:
                 self._remembered.pop(device_id, None)
             if after is not None:
                 self._published[device_id] = after
+            elif before is not None:
+                del self._published[device_id]
             if before == after:
                 continue
             touched |= {device.resource for device in (before, after) if device is not None}
@@ -380,6 +388,7 @@ class Inventory:
                     )
                 )
         self._dirty.clear()
+        touched &= self._snapshots.keys()  # a reload may have ended one
         for resource in touched:
             listed = (device for device in self._published.values() if device.resource == resource)
             self._snapshots[resource] = Snapshot(resource, tuple(listed))

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from usbplugin.discovery.identity import Unit
+from usbplugin.discovery.identity import Fingerprint, Unit, descriptors, fingerprint
 from usbplugin.inventory.device import Device, HandedOver, Memory
 from usbplugin.inventory.health import Health, HealthPolicy
 
@@ -34,6 +34,8 @@ class Record:
     """By slot: what the container that holds the device was given."""
     handed_over_at: float = _LONG_AGO
     holders: tuple[str, ...] = ()
+    held_as: frozenset[str] = frozenset()
+    """The resources of which the kubelet counts it as allocated; a reload may have moved it."""
     has_twin: bool = False
     """Whether another device has shown the same descriptors, be it known or forgotten by now."""
     departures: deque[float] = field(default_factory=lambda: deque(maxlen=64))
@@ -41,6 +43,8 @@ class Record:
     """When a port last came or went."""
     listed: bool = False
     """Whether the kubelet was ever told of it, in this life of the plugin or an earlier one."""
+    was_listed: bool = False
+    """Whether it was before a reload: then it is complete as it is."""
     health: Health | None = None
     """None as long as it is not to be listed."""
     reason: str = ""
@@ -99,7 +103,11 @@ class Record:
             nodes = ", ".join(f"{slot} ({self.ports[slot].node})" for slot in missing)
             return Health.INCOMPLETE, f"{nodes} of its {len(self.ports)} ports are missing"
         complete_at = self.last_move + policy.group_settle
-        if self.rule.unit is Unit.USB_DEVICE and not self.listed and now < complete_at:
+        if (
+            self.rule.unit is Unit.USB_DEVICE
+            and not (self.listed or self.was_listed)
+            and now < complete_at
+        ):
             self.wake = complete_at
             return None, ""
         if faults := [port.fault for port in self.ports.values() if port.fault]:
@@ -134,7 +142,12 @@ class Record:
         return False
 
     def _displacement(self) -> str:
-        """How its numbers differ from those that a running container has; empty if they do not."""
+        """Why whoever holds it has not what is offered here; empty if there is no reason."""
+        if foreign := self.held_as - {self.rule.name}:
+            return (
+                f"{', '.join(self.holders)} holds it as {', '.join(sorted(foreign))}, to which it"
+                " does not belong any longer: delete the pod"
+            )
         if not self.rule.checks_starts:
             return ""
         moved = [
@@ -143,6 +156,20 @@ class Record:
             if (port := self.ports.get(slot)) and given.number not in (None, port.number)
         ]
         return f"{'; '.join(moved)}: restart the container" if moved else ""
+
+    def port_at(self, key: Key) -> Port | None:
+        """Its port that is present under that key; None if there is none."""
+        return next((self.ports[s] for s, seen_as in self.present.items() if seen_as == key), None)
+
+    def fingerprint(self) -> Fingerprint | None:
+        """What it says of itself, and where it is or was; None if it was never seen."""
+        # One that is there: of a device that moves, the others are still known by their old place.
+        slots = (*self.present, *self.ports)
+        return fingerprint(self.ports[slots[0]], self.rule.unit) if slots else None
+
+    def claims(self) -> list[Fingerprint]:
+        """What its ports have said of themselves."""
+        return [descriptors(port, self.rule.unit) for port in self.ports.values()]
 
     def device(self, health: Health) -> Device:
         """What is published of it."""

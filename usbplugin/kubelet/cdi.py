@@ -53,17 +53,25 @@ class CdiDirectory:
             temporary = path.with_suffix(_TEMPORARY)
             temporary.write_bytes(msgspec.json.encode(spec(present, handover)))
             temporary.replace(path)
+            self._complained = False
         except OSError as error:
-            if not self._complained:
-                self._complained = True
-                _log.error(
-                    "CDI spec not written: containers will not start",
-                    extra=fields(file=path, error=error, hint="mount the CDI directory writable"),
-                )
+            self._complain(path, error)
 
     def remove(self, resource: str) -> None:
         """Delete a resource's spec."""
-        self._path(resource).unlink(missing_ok=True)
+        path = self._path(resource)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            self._complain(path, error)
+
+    def _complain(self, path: Path, error: OSError) -> None:
+        if not self._complained:
+            self._complained = True
+            _log.error(
+                "CDI spec cannot be kept: containers may not start, or with an old one",
+                extra=fields(file=path, error=error, hint="mount the CDI directory writable"),
+            )
 
     def _path(self, resource: str) -> Path:
         return self._directory / f"{re.sub(r'[^A-Za-z0-9.-]', '_', resource)}.json"

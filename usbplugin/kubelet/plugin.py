@@ -253,7 +253,9 @@ class DevicePlugin(rpc.DevicePluginServicer):
             self._log_refusal("container start refused", request.devices_ids, error)
             raise
         for device in devices:
-            self._custody.hand_over(device, None)
+            # Of a shared one that moved, the other containers still have the old node.
+            if self._handover.shares == 1 or device.health is not Health.DISPLACED:
+                self._custody.hand_over(device, None)
         return v1beta1.PreStartContainerResponse()
 
     def _startable(self, device_ids: Iterable[str]) -> Iterable[Device]:
