@@ -7,7 +7,7 @@ SECONDS ?= 3600
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test hardware-test hardware-shell faults soak fuzz image image-test kind-demo deploy-tools lint types format bench hardware-bench audit sbom protos docs pictures lock clean
+.PHONY: help demo test hardware-test hardware-shell kubelet-test faults soak fuzz image image-test kind-demo deploy-tools lint types format bench hardware-bench audit sbom protos docs pictures lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,13 @@ hardware-test: .venv ## the tests on a real USB stack, in a virtual machine (QEM
 
 hardware-shell: .venv ## a shell in that machine, to plug and unplug devices by hand (usbgadget)
 	@$(BIN)/python -m tests.hardware.vm --shell
+
+USBPLUGIN_KUBELET ?= build/kubelet
+kubelet-test: .venv $(USBPLUGIN_KUBELET) ## pods on a real kubelet, by default one built from Debian's source (root, containerd)
+	USBPLUGIN_KUBELET=$(USBPLUGIN_KUBELET) USBPLUGIN_REQUIRE_ALL=1 $(BIN)/pytest tests/real_kubelet $(ARGS)
+
+build/kubelet:
+	tests/real_kubelet/build.sh $@
 
 faults: .venv ## do each kind of harm to a node once, and see that the kubelet knows the truth after it
 	$(BIN)/python -m tests.faults $(ARGS)

@@ -30,21 +30,29 @@ _HOST_NETWORK = 2
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
-class Containerd:
-    """The daemon, and one pod on it. All of it ends with the first process of its namespace."""
+class Daemon:
+    """The daemon. All that it starts ends with the first process of its namespace."""
 
-    def __init__(self, root: Path, settings: str = "") -> None:
-        """Use ``root``; ``settings`` are lines of the CRI plugin's section."""
+    def __init__(
+        self, root: Path, settings: str = "", unshare: Sequence[str] = (), prepare: str = "true"
+    ) -> None:
+        """Use ``root``; ``settings`` are lines of the CRI plugin's section.
+
+        ``unshare`` are further namespaces, as flags, and ``prepare`` is a command to run in them
+        before the daemon starts.
+        """
         root.mkdir()
         self._root = root
-        self._socket = root / "containerd.sock"
+        self._unshare = unshare
+        self._prepare = prepare
+        self.socket = root / "containerd.sock"
         (root / "config.toml").write_text(
             f"""
 version = 2
 root = "{root}/root"
 state = "{root}/state"
 [grpc]
-  address = "{self._socket}"
+  address = "{self.socket}"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{IMAGE}"
   # Not every root may make a process less likely to be killed than itself.
@@ -56,29 +64,100 @@ state = "{root}/state"
 """
         )
         self._messages = _messages(root)
-        self._containers = 0
+
+    @property
+    def pid(self) -> int:
+        """The daemon's, which is the first process of its namespaces."""
+        (child,) = children(self._process.pid)
+        return child
 
     async def __aenter__(self) -> Self:
         image = self._root / "image.tar"
         _make_image(self._root / "image", image)
         # Whatever it keeps in /run is its own, and so are its mounts.
-        script = 'mount -t tmpfs none /run && exec containerd --config "$1"'
-        isolated = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+        script = f'mount -t tmpfs none /run && {self._prepare} && exec containerd --config "$1"'
+        isolated = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        isolated += self._unshare
         with (self._root / "log").open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *(*isolated, "sh", "-c", script, "sh", self._root / "config.toml"), stderr=log
+                *(*isolated, "sh", "-c", script, "sh", str(self._root / "config.toml")), stderr=log
             )
         options = [("grpc.default_authority", "localhost"), ("grpc.max_reconnect_backoff_ms", 100)]
-        self._channel = grpc.aio.insecure_channel(f"unix:{self._socket}", options=options)
+        self._channel = grpc.aio.insecure_channel(f"unix:{self.socket}", options=options)
         try:
             async with asyncio.timeout(_PATIENCE):
                 await self._channel.channel_ready()
-                await self._import(image)
+                await self.ctr("images", "import", "--snapshotter=native", str(image))
                 await self._until_known()
-                self._pod = await self._run_pod()
         except BaseException as error:
             await self._kill()
             error.add_note((self._root / "log").read_text())
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._kill()
+
+    async def exec_in(self, container_id: str, script: str) -> Ended:
+        """Run a script in a container that is running."""
+        done = await self._call(
+            "ExecSync", container_id=container_id, cmd=["/bin/sh", "-c", script]
+        )
+        return Ended(done.exit_code, done.stdout.decode(), done.stderr.decode())
+
+    async def ctr(self, *command: str) -> str:
+        """What containerd's own client prints."""
+        process = await asyncio.create_subprocess_exec(
+            *("ctr", f"--address={self.socket}", "--namespace=k8s.io", *command),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        output, errors = await process.communicate()
+        assert process.returncode == 0, errors.decode()
+        return output.decode()
+
+    async def _until_known(self) -> None:
+        """Wait until CRI has heard of the image, which containerd tells nobody."""
+        wanted = self._messages.ImageSpec(image=IMAGE)
+        while True:
+            try:
+                status = await self._call("ImageStatus", service="ImageService", image=wanted)
+                if status.HasField("image"):
+                    return
+            except grpc.aio.AioRpcError as error:
+                if "not initialized" not in str(error.details()):
+                    raise
+            await asyncio.sleep(0.02)
+
+    async def _call(self, method: str, service: str = "RuntimeService", **request: Any) -> Any:  # noqa: ANN401
+        cri = self._messages
+        call = self._channel.unary_unary(
+            f"/runtime.v1.{service}/{method}",
+            request_serializer=getattr(cri, f"{method}Request").SerializeToString,
+            response_deserializer=getattr(cri, f"{method}Response").FromString,
+        )
+        return await call(getattr(cri, f"{method}Request")(**request), timeout=_PATIENCE)
+
+    async def _kill(self) -> None:
+        await self._channel.close()
+        # It is waited for by its parent, and outlives all others in its namespace.
+        for child in children(self._process.pid) if self._process.returncode is None else ():
+            os.kill(child, signal.SIGKILL)
+        await asyncio.wait_for(self._process.wait(), _PATIENCE)
+
+
+class Containerd(Daemon):
+    """With one pod on it."""
+
+    _pod = ""
+    _containers = 0
+
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        try:
+            self._pod = await self._run_pod()
+        except BaseException:
+            await self._kill()
             raise
         return self
 
@@ -124,33 +203,7 @@ state = "{root}/state"
             ),
         )
         await self._call("StartContainer", container_id=created.container_id)
-        done = await self._call(
-            "ExecSync", container_id=created.container_id, cmd=["/bin/sh", "-c", script]
-        )
-        return Ended(done.exit_code, done.stdout.decode(), done.stderr.decode())
-
-    async def _import(self, image: Path) -> None:
-        command = ("ctr", f"--address={self._socket}", "--namespace=k8s.io", "images", "import")
-        process = await asyncio.create_subprocess_exec(
-            *(*command, "--snapshotter=native", image),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        _, errors = await process.communicate()
-        assert process.returncode == 0, errors.decode()
-
-    async def _until_known(self) -> None:
-        """Wait until CRI has heard of the image, which containerd tells nobody."""
-        wanted = self._messages.ImageSpec(image=IMAGE)
-        while True:
-            try:
-                status = await self._call("ImageStatus", service="ImageService", image=wanted)
-                if status.HasField("image"):
-                    return
-            except grpc.aio.AioRpcError as error:
-                if "not initialized" not in str(error.details()):
-                    raise
-            await asyncio.sleep(0.02)
+        return await self.exec_in(created.container_id, script)
 
     async def _run_pod(self) -> str:
         answer = await self._call("RunPodSandbox", config=self._pod_config())
@@ -166,22 +219,10 @@ state = "{root}/state"
             linux=cri.LinuxPodSandboxConfig(security_context=security),
         )
 
-    async def _call(self, method: str, service: str = "RuntimeService", **request: Any) -> Any:  # noqa: ANN401
-        cri = self._messages
-        call = self._channel.unary_unary(
-            f"/runtime.v1.{service}/{method}",
-            request_serializer=getattr(cri, f"{method}Request").SerializeToString,
-            response_deserializer=getattr(cri, f"{method}Response").FromString,
-        )
-        return await call(getattr(cri, f"{method}Request")(**request), timeout=_PATIENCE)
 
-    async def _kill(self) -> None:
-        await self._channel.close()
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
-        # It is waited for by its parent, and outlives all others in its namespace.
-        for child in children.read_text().split() if self._process.returncode is None else ():
-            os.kill(int(child), signal.SIGKILL)
-        await asyncio.wait_for(self._process.wait(), _PATIENCE)
+def children(pid: int) -> list[int]:
+    """Processes that the first thread of a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _messages(folder: Path) -> Any:  # noqa: ANN401 -- generated

@@ -37,8 +37,10 @@ class Ended(NamedTuple):
     errors: str
 
 
-class RealNode(Node):
-    """With device nodes as udevd leaves them, beside the virtual ttys."""
+class DeviceNodes:
+    """A directory of device nodes as udevd leaves them."""
+
+    device_dir: Path
 
     def plug_node(
         self,
@@ -48,14 +50,19 @@ class RealNode(Node):
         mode: int = 0o660,
         *,
         interface: int = 0,
+        location: str = "",
     ) -> None:
         side: dict[str, str | int] = {"vendor_id": "0403", "product_id": "6001", "serial": serial}
-        side |= {"location": f"bench-{serial}", "interface": interface}
+        side |= {"location": location or f"bench-{serial}", "interface": interface}
         (self.device_dir / f".{name}.json").write_text(json.dumps(side))
         make_node(self.device_dir / name, number, mode)
 
     def unplug_node(self, name: str) -> None:
         (self.device_dir / name).unlink()
+
+
+class RealNode(DeviceNodes, Node):
+    """With such nodes beside the virtual ttys."""
 
     def configure(self, **resource: object) -> tuple[str, str]:
         """Flags of serve."""
