@@ -1,19 +1,22 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from usbplugin import __version__
 from usbplugin.cli import main
-from usbplugin.virtual import Descriptors, VirtualBus
+from usbplugin.commands import virtual
+from usbplugin.virtual import Descriptors, VirtualBus, demo
 
 if TYPE_CHECKING:
+    from asyncio.subprocess import Process
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -123,6 +126,20 @@ def test_check_of_a_bad_file(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert line.startswith(f"usbplugin: {config}: resources[0]: unknown key 'oops'")
 
 
+def test_check_of_a_good_file_where_nothing_can_be_discovered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("resources: [{name: a/all}]")
+    assert main(["check", str(config), "--no-udev"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f"{config}: valid; resources: a/all\n"
+    assert shown.err == (
+        "what it would select here cannot be shown: nothing to discover: --no-udev needs at least"
+        " one --device-dir\n"
+    )
+
+
 def test_check_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("resources: [{name: a/all}, {name: a/never}]")
@@ -154,6 +171,49 @@ def test_a_bad_environment_variable_is_named(
         main(["serve"])
     assert caught.value.code == 2
     assert f"{name}={value}: expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["serve", "--help"], ["--version"]], ids=" ".join)
+@pytest.mark.parametrize("name", ["USBPLUGIN_UDEV", "USBPLUGIN_LOG_LEVEL", "USBPLUGIN_LOG_FORMAT"])
+def test_a_bad_environment_variable_does_no_harm_to_help(
+    command: list[str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "loud")
+    with pytest.raises(SystemExit) as caught:
+        main(command)
+    assert caught.value.code == 0
+
+
+def test_a_bad_environment_variable_does_no_harm_to_what_does_not_ask_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("USBPLUGIN_LOG_LEVEL", "loud")
+    monkeypatch.setenv("USBPLUGIN_UDEV", "perhaps")
+    assert main(["list", "--no-udev", "--device-dir", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize("way", ["flag", "environment"])
+def test_a_log_level_may_be_in_any_case(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--log-level", "INFO"] if way == "flag" else []
+    if way == "environment":
+        monkeypatch.setenv("USBPLUGIN_LOG_LEVEL", "INFO")
+    # What is wrong is found after the level.
+    where = ["--no-udev", "--device-dir", str(tmp_path), "--http-address", "9808"]
+    assert main(["serve", *flags, *where]) == 2
+    assert "--http-address: expected HOST:PORT" in capsys.readouterr().err
+
+
+def test_a_link_directory_that_is_too_long_for_a_socket(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = tmp_path / ("x" * 120)
+    assert main(["list", "--link-dir", str(long)]) == 1
+    assert capsys.readouterr().err == (
+        f"usbplugin: {long}/usbplugin.sock: AF_UNIX path too long; name another --link-dir, or use"
+        " --direct to look at the hardware yourself\n"
+    )
 
 
 def test_an_http_address_that_is_none_is_named(
@@ -194,6 +254,46 @@ def test_hotplug_played_from_another_shell(tmp_path: Path) -> None:
         bus.send_signal(signal.SIGTERM)
         assert bus.wait(10) == 0
     assert not os.path.lexists(directory / "ttyUSB7")
+
+
+def test_virtual_devices_have_ids_as_the_kernel_writes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugged: list[Descriptors] = []
+
+    class Bus(VirtualBus):
+        def wait(self, timeout: float | None = None) -> bool:
+            plugged.extend(port.descriptors for port in self.ports())
+            return super().wait(0 if timeout is None else timeout)
+
+    monkeypatch.setattr(virtual, "VirtualBus", Bus)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    ids = ["--vendor", "10C4", "--product", "EA60"]
+    assert main(["virtual", "--dir", str(tmp_path / "bus"), *ids]) == 0
+    assert [(one.vendor_id, one.product_id) for one in plugged] == [("10c4", "ea60")]
+
+
+def test_a_count_below_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["virtual", "--dir", str(tmp_path / "bus"), "--count", "-1"]) == 2
+    assert capsys.readouterr().err == "usbplugin: --count: expected 0 or more, found -1\n"
+
+
+async def test_a_demo_that_fails_at_its_start_leaves_no_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[Process] = []
+    start = asyncio.create_subprocess_exec
+
+    async def start_what_never_registers(*_: str, **how: Any) -> Process:  # noqa: ANN401
+        started.append(await start(sys.executable, "-c", "input()", stdin=subprocess.PIPE, **how))
+        return started[0]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start_what_never_registers)
+    monkeypatch.setattr(demo, "_PATIENCE", 0.01)
+    assert not await demo.tell()
+    assert "the story ends here" in capsys.readouterr().out
+    (process,) = started
+    assert await asyncio.wait_for(process.wait(), 10) == -signal.SIGKILL
 
 
 def test_the_demo_holds() -> None:

@@ -68,8 +68,31 @@ resources:
         ),
         (
             "resources: [{name: a/b, selectors: [{product: 6001}]}]",
-            "resources[0].selectors[0].product: expected a string | null, found 6001"
-            " (YAML reads digits as a number: put them in quotes)",
+            "resources[0].selectors[0].product: expected a string, found 6001 (YAML reads digits as"
+            " a number, after a leading 0 as an octal one: put them in quotes)",
+        ),
+        (
+            "resources: [{name: a/b, selectors: [{vendor: 0403}]}]",
+            "resources[0].selectors[0].vendor: expected a string, found 259 (YAML reads digits as"
+            " a number, after a leading 0 as an octal one: put them in quotes)",
+        ),
+        (
+            "resources: [{name: a/b, selectors: [{serial: yes}]}]",
+            "resources[0].selectors[0].serial: expected a string, found True (YAML reads yes, no,"
+            " on and off as true or false: put it in quotes)",
+        ),
+        (
+            "resources: [{name: a/b, cdi: 3}]",
+            "resources[0].cdi: expected bool, found 3",
+        ),
+        ("{1: 2}", "expected text as a key, found 1: put it in quotes"),
+        (
+            "resources: [{name: a/b, yes: 2}]",
+            "resources[0]: expected text as a key, found True: put it in quotes",
+        ),
+        (
+            "nodes: []\nresources:\n- name: a/b\n  cdi: true\n  'name': a/c",
+            "line 5: the key 'name' is in line 3 already",
         ),
         (
             "resources: [{name: a/b, permissions: rx}]",
@@ -138,8 +161,37 @@ def test_text_that_is_not_yaml() -> None:
     assert error("resources: [").startswith("is not YAML: ")
 
 
+def test_a_value_that_is_not_what_its_tag_says() -> None:
+    message = error("retention: !!timestamp x")
+    assert message.startswith("is not YAML: a value cannot be what it is said to be (")
+
+
+def test_keys_that_are_merged_may_be_there_twice() -> None:
+    config = parse(b"""
+resources:
+  - &first {name: a/b, permissions: r}
+  - &second {<<: *first, name: a/c}
+  - {<<: *second, name: a/d, permissions: rw}
+""")
+    assert [(r.name, r.permissions) for r in config.resources] == [
+        ("a/b", "r"),
+        ("a/c", "r"),
+        ("a/d", "rw"),
+    ]
+
+
 @pytest.mark.parametrize(
-    "text", [b"\xff\xfe\xfa", b"a: !!python/object:os.system x", b"{" * 5000, b"a: &a [*a]"]
+    "text",
+    [
+        b"\xff\xfe\xfa",
+        b"a: !!python/object:os.system x",
+        b"{" * 5000,
+        b"a: &a [*a]",
+        b"a: !!timestamp x",
+        b"a: !!int ''",
+        b"a: !!bool x",
+        b"? [1]\n: 2",
+    ],
 )
 def test_hostile_yaml_is_an_error_too(text: bytes) -> None:
     with pytest.raises(ConfigError):
@@ -183,6 +235,24 @@ resources:
         " move that one to the end"
     ]
     assert Config().warnings() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "warned_of"),
+    [
+        ("resources: [{name: usbplugin/gps, cdi: true}]", True),
+        ("cdi: true", True),
+        ("{cdi: true, resources: [{name: usbplugin/gps, containerPath: /dev/gps}]}", False),
+        ("{cdi: true, resources: [{name: usbplugin/gps, cdi: false}]}", False),
+    ],
+)
+def test_a_name_that_cdi_cannot_keep_is_warned_of(text: str, *, warned_of: bool) -> None:
+    warnings = [
+        "resources[0]: with cdi and {name} in containerPath, after a replug the node in the"
+        " container has another name than its environment says: write a path without {name}, such"
+        " as /dev/modem{port}"
+    ]
+    assert parse(text.encode()).warnings() == (warnings if warned_of else [])
 
 
 def test_errors_name_the_file(tmp_path: Path) -> None:

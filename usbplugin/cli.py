@@ -51,6 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _settle(options: argparse.Namespace) -> None:
     """What flags leave open, the environment and the machine decide."""
+    # Only now, for what the environment says is none of the other commands' business, nor --help's.
+    for name, choices in options.choices.items():
+        if getattr(options, name) not in choices:  # a flag's value has been looked at
+            variable = _variable(name)
+            options.complain(
+                f"{variable}={os.environ[variable]}: expected one of {', '.join(choices)}"
+            )
     if "udev" not in options:
         return
     flags = (options.config, options.device_dir, options.udev)
@@ -58,7 +65,7 @@ def _settle(options: argparse.Namespace) -> None:
     options.direct = options.direct or any(flag is not None for flag in flags)
     options.config = options.config or os.environ.get(_variable("--config"))
     if options.udev is None:
-        options.udev = options.udev_by_default
+        options.udev = _default_udev(options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -143,7 +150,7 @@ def _command(
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(command=function)
+    parser.set_defaults(command=function, complain=parser.error, choices={})
     return parser
 
 
@@ -158,12 +165,17 @@ def _add(
     """A flag that an environment variable can set too."""
     variable = _variable(flag)
     value = os.environ.get(variable) or default
-    if choices and value not in choices:
-        parser.error(f"{variable}={value}: expected one of {', '.join(choices)}")
     shown = f"default {default}; " if default else ""
-    parser.add_argument(
-        flag, metavar=metavar, default=value, choices=choices, help=f"{text} ({shown}${variable})"
+    action = parser.add_argument(
+        flag,
+        metavar=metavar,
+        default=value,
+        type=str.lower if choices else str,
+        choices=choices,
+        help=f"{text} ({shown}${variable})",
     )
+    if choices:
+        parser.get_default("choices")[action.dest] = choices
 
 
 def _variable(flag: str) -> str:
@@ -247,15 +259,16 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help=f"discover real USB devices (default on Linux; ${_variable('--udev')}=true|false)",
     )
-    parser.set_defaults(direct=False, udev_by_default=_default_udev(parser))
+    parser.set_defaults(direct=False)
 
 
-def _default_udev(parser: argparse.ArgumentParser) -> bool:
-    value = os.environ.get(_variable("--udev"), "").lower()
+def _default_udev(options: argparse.Namespace) -> bool:
+    variable = _variable("--udev")
+    value = os.environ.get(variable, "")
     known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if value and value not in known:
-        parser.error(f"{_variable('--udev')}={value}: expected true or false")
-    return known.get(value, sys.platform == "linux")
+    if value and value.lower() not in known:
+        options.complain(f"{variable}={value}: expected true or false")
+    return known.get(value.lower(), sys.platform == "linux")
 
 
 def _add_virtual(parser: argparse.ArgumentParser) -> None:

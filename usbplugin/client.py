@@ -38,7 +38,7 @@ class Daemon:
         """Whether a daemon answers there.
 
         Raises:
-            DaemonError: one does, but not to us.
+            DaemonError: one does, but not to us; or no socket can be there.
         """
         try:
             async with self._connection():
@@ -49,6 +49,11 @@ class Daemon:
             raise DaemonError(
                 f"{self._socket}: {error.strerror}; be root, or use --direct to look at the"
                 " hardware yourself"
+            ) from error
+        except OSError as error:  # such as a path longer than a socket's may be
+            raise DaemonError(
+                f"{self._socket}: {error.strerror or error}; name another --link-dir, or use"
+                " --direct to look at the hardware yourself"
             ) from error
 
     async def get(self, path: str) -> tuple[int, object]:

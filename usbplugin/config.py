@@ -122,7 +122,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ca
                 resource.by_id_links,
                 resource.pre_start,
                 resource.shares,
-                cdi=self.cdi if resource.cdi is None else resource.cdi,
+                cdi=_with_cdi(resource, self),
             )
             for resource in self.resources
         ]
@@ -148,6 +148,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ca
                 )
             elif not resource.selectors or any(s.is_empty for s in resource.selectors):
                 catching_all = resource.name
+            if _with_cdi(resource, self) and "{name}" in resource.container_path:
+                found.append(
+                    f"resources[{index}]: with cdi and {{name}} in containerPath, after a replug"
+                    " the node in the container has another name than its environment says: write"
+                    " a path without {name}, such as /dev/modem{port}"
+                )
         return found
 
 
@@ -193,9 +199,14 @@ def parse(text: bytes) -> Config:
 
 def _parse(text: bytes) -> Config:
     try:
-        document: object = yaml.load(text, Loader=_LOADER)  # noqa: S506 -- a safe loader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        document: object = yaml.load(text, Loader=_Loader)  # noqa: S506 -- a safe loader
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"is not YAML: {' '.join(str(error).split())}") from error
+    except (ValueError, AttributeError, LookupError, TypeError) as error:
+        # PyYAML trusts tags: what fails depends on how it goes about it.
+        raise ConfigError(
+            f"is not YAML: a value cannot be what it is said to be ({error})"
+        ) from error
     if document is None:
         document = {}
     if not isinstance(document, dict):
@@ -215,7 +226,29 @@ _shown = reprlib.Repr()
 _shown.maxlevel, _shown.maxlist, _shown.maxdict = 3, 6, 6
 _shown.maxstring = _shown.maxother = 100
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc] # in C or not
+    """Refuses a key that is there twice: YAML forbids it, and PyYAML lets the last one win."""
+
+    def __init__(self, stream: bytes) -> None:
+        super().__init__(stream)
+        self._seen: set[int] = set()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        # Of each mapping the first call comes before merge keys have added to it.
+        if id(node) not in self._seen:
+            self._seen.add(id(node))
+            lines: dict[tuple[str, str], int] = {}
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    continue
+                line = key.start_mark.line + 1
+                if first := lines.get((key.tag, key.value)):
+                    raise ConfigError(
+                        f"line {line}: the key {key.value!r} is in line {first} already"
+                    )
+                lines[key.tag, key.value] = line
+        super().flatten_mapping(node)
 
 
 def _validate(config: Config) -> None:
@@ -244,9 +277,13 @@ def _validate(config: Config) -> None:
             raise ConfigError(f"nodes[{index}]: expected a glob below /dev/, found {node!r}")
 
 
+def _with_cdi(resource: ResourceConfig, config: Config) -> bool:
+    return config.cdi if resource.cdi is None else resource.cdi
+
+
 def _cdi_problem(resource: ResourceConfig, config: Config) -> str:
     """Why a resource cannot be handed over by CDI; empty if it can, or need not."""
-    if not (config.cdi if resource.cdi is None else resource.cdi):
+    if not _with_cdi(resource, config):
         return ""
     if resource.by_id_links:
         return "expected false together with byIdLinks: a CDI spec names each node once"
@@ -293,7 +330,8 @@ def _container_path_problem(template: str) -> str:
 def _explain(problem: str, document: object) -> str:
     """Turn msgspec's ``text - at `$.path` `` into ``path: text``, with a hint where one helps."""
     text, _, where = problem.partition(" - at ")
-    path = where.strip("`").removeprefix("$").removeprefix(".")
+    in_key = where.startswith("`key` in ")
+    path = where.removeprefix("`key` in ").strip("`").removeprefix("$").removeprefix(".")
     text = text[0].lower() + text[1:]
     if unknown := re.search(r"unknown field `(.*)`", text):
         close = difflib.get_close_matches(unknown[1], _known_keys(path), n=1)
@@ -303,12 +341,23 @@ def _explain(problem: str, document: object) -> str:
             if close
             else (f"; known here: {', '.join(_known_keys(path))}")
         )
+    elif in_key:
+        mapping = _at(document, path)
+        keys = mapping if isinstance(mapping, dict) else ()
+        key = next((key for key in keys if not isinstance(key, str)), None)
+        text = f"expected text as a key, found {_shown.repr(key)}: put it in quotes"
     else:
         value = _at(document, path)
-        text = re.sub(r", got `\w+`", "", text).replace("`", "").replace("str", "a string")
+        text = re.sub(r", got `[^`]+`", "", text).replace("`", "").replace(" | null", "")
+        text = re.sub(r"\bstr\b", "a string", text)
         text += f", found {_shown.repr(value)}"
-        if isinstance(value, int) and "a string" in text:
-            text += " (YAML reads digits as a number: put them in quotes)"
+        if "a string" in text and isinstance(value, bool):
+            text += " (YAML reads yes, no, on and off as true or false: put it in quotes)"
+        elif "a string" in text and isinstance(value, int):
+            text += (
+                " (YAML reads digits as a number, after a leading 0 as an octal one: put them in"
+                " quotes)"
+            )
     return f"{path}: {text}" if path else text
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from usbplugin.discovery import AllPorts
-from usbplugin.inventory import Inventory
+from usbplugin.inventory import HealthPolicy, Inventory
 from usbplugin.status.rows import Row, rows
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ def scan(sources: Iterable[Source], rules: Sequence[ResourceRule]) -> list[Row]:
     """
     inventory = Inventory(rules)
     inventory.apply((AllPorts(source.name, source.scan(), "start") for source in sources), now=0.0)
+    # A scan has seen all ports that there are: a device of several is not waited for.
+    inventory.apply((), now=HealthPolicy().group_settle)
     devices = [device for rule in rules for device in inventory.snapshot(rule.name).devices]
     return rows(devices, inventory.ports.values(), rules)
 

@@ -28,7 +28,12 @@ HELM_VARIANTS = {
         "config.registration=watcher",
         "kubelet.pluginsRegistryDir=/var/lib/kubelet/plugins_registry",
     ),
-    "helm-cdi": ("cdi.enabled=true", "config.cdi=true"),
+    "helm-cdi": (
+        "cdi.enabled=true",
+        "config.cdi=true",
+        "config.resources[0].name=usbplugin/serial",
+        "config.resources[0].containerPath=/dev/serial",
+    ),
     "helm-nfd": ("nodeFeatures.enabled=true", "config.nodeFeatures=true"),
     "helm-monitored": (
         "http.enabled=true",

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -8,6 +10,7 @@ import yaml
 from tests.deploy.documents import documented_host_paths, supported_versions
 from tests.deploy.manifests import (
     DEPLOY,
+    REMEDY,
     TARGETS,
     configuration,
     containers,
@@ -18,7 +21,7 @@ from tests.deploy.manifests import (
     pod_specs,
     rendered,
 )
-from tests.deploy.tools import ROOT, module
+from tests.deploy.tools import ROOT, module, output, program
 from usbplugin import __version__
 from usbplugin.config import parse
 
@@ -109,6 +112,21 @@ def test_one_node_at_a_time(target: str) -> None:
 def test_the_configuration_is_one_that_the_plugin_takes(target: str) -> None:
     config = parse(configuration(rendered(target)))
     assert config.warnings() == []
+
+
+def test_the_kustomization_of_the_readme_names_the_image_that_was_pushed(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    found = re.search(
+        r"^cat > kustomization.yaml <<'EOF'\n(.*?)^EOF$", readme, re.DOTALL | re.MULTILINE
+    )
+    assert found
+    base = os.path.relpath(DEPLOY / "kustomize", tmp_path.resolve())  # kustomize wants it relative
+    text = found[1].replace("deploy/kustomize", base)
+    (tmp_path / "kustomization.yaml").write_text(text, "utf-8")
+    manifests = load(output(program("kubectl", REMEDY), "kustomize", str(tmp_path)))
+    pushed = f"registry.example.com/usbplugin:{__version__}"
+    assert [container["image"] for container in containers(plugin(manifests))] == [pushed]
+    assert f"docker push {pushed}" in readme
 
 
 def test_the_commented_part_of_the_configuration_is_valid_too() -> None:

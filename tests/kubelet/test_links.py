@@ -51,6 +51,45 @@ def test_what_an_earlier_run_left_of_absent_devices_is_removed(tmp_path: Path) -
     assert sorted(os.listdir(tmp_path)) == ["notes", "usb-a"]
 
 
+def test_nothing_that_is_not_ours_is_removed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    theirs = ["systemd/notify", "usb-b/notes", "usb-b/lost/found", "dir-x"]
+    for name in theirs:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("somebody else's")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "device.json").write_text("somebody else's")
+    (run / "usb-link").symlink_to(elsewhere)
+    (run / "systemd/link").symlink_to("/dev/null")
+    for name in ("if00", ".new-if00"):
+        (run / "usb-b" / name).symlink_to("/dev/ttyUSB0")
+    for name in ("device.json", ".device.json.new"):
+        (run / "usb-b" / name).write_text("{}")
+    links = LinkDirectory(run)
+    links.keep_only(())
+    for device_id in ("systemd", "usb-link", "usb-b"):
+        links.forget(device_id)
+    assert all((run / name).read_text() == "somebody else's" for name in theirs)
+    assert sorted(os.listdir(run / "usb-b")) == ["lost", "notes"]
+    assert (run / "systemd/link").is_symlink()
+    assert os.listdir(elsewhere) == ["device.json"]
+    assert not caplog.records
+
+
+def test_all_that_is_ours_goes_with_its_folder(tmp_path: Path) -> None:
+    links = LinkDirectory(tmp_path)
+    for device_id in ("usb-a", "dir-ttyUSB0-12"):
+        links.update(dataclasses.replace(READY, id=device_id))
+        (tmp_path / device_id / "device.json").write_text("{}")
+        (tmp_path / device_id / ".device.json.new").write_text("{")
+        (tmp_path / device_id / ".new-if00").symlink_to("/dev/ttyUSB0")
+    links.keep_only(())
+    assert os.listdir(tmp_path) == []
+
+
 def test_without_a_writable_directory_the_node_itself_is_given(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

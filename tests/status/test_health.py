@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -10,9 +12,11 @@ import pytest
 
 from tests.node import SERIAL, Node
 from usbplugin.client import Daemon
-from usbplugin.discovery import DirectorySource
+from usbplugin.config import Config
+from usbplugin.discovery import DirectorySource, Port, Post
 from usbplugin.kubelet import probe
 from usbplugin.kubelet.plugin import DevicePlugin
+from usbplugin.status import health
 from usbplugin.status.health import LONGEST_SILENCE, Report, Verdict, liveness, source_part
 from usbplugin.supervision import Part
 
@@ -76,13 +80,49 @@ async def test_a_plugin_that_hangs_is_not_alive(
         assert "does not answer: DEADLINE_EXCEEDED" in str(document)
 
 
-async def test_a_source_that_is_silent_for_too_long_is_not_alive(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("silence", "alive"), [(-5, True), (5, False)])
+async def test_a_source_that_is_silent_for_too_long_is_not_alive(
+    tmp_path: Path, silence: int, *, alive: bool
+) -> None:
     source = DirectorySource(tmp_path)
     part = Part(source_part(source.name), running=True)
-    for silence, alive in ((LONGEST_SILENCE - 5, True), (LONGEST_SILENCE + 5, False)):
-        listed_at = {source.name: time.monotonic() - silence}
-        report = await liveness([source], listed_at, [], {part.name: part})
+    now = time.monotonic()
+    since = now - LONGEST_SILENCE - silence
+    for listed_at, began in (({source.name: since}, since - 3600), ({}, since)):
+        report = await liveness([source], listed_at, [], {part.name: part}, began)
         assert report.ok is alive
+
+
+class Hanging:
+    """A source that never comes to list its ports."""
+
+    name = "hanging"
+
+    def __init__(self) -> None:
+        self._end = threading.Event()
+
+    def run(self, _post: Post) -> None:
+        self._end.wait()
+
+    def scan(self) -> tuple[Port, ...]:
+        return ()
+
+    def stop(self) -> None:
+        self._end.set()
+
+
+async def test_a_source_that_hangs_from_the_start_is_found_out(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "LONGEST_SILENCE", 0.0)
+    async with node.run_agent([Hanging()], Config()), asyncio.timeout(10):
+        daemon = Daemon(node.places.control_socket)
+        while not await daemon.is_there():
+            await asyncio.to_thread(os.sched_yield)
+        # Before its thread is started it does not run, which is not alive either.
+        while "has not listed its ports for " not in str(answer := await daemon.get("/healthz")):
+            await asyncio.to_thread(os.sched_yield)
+    assert answer[0] == 503
 
 
 def test_one_bad_part_is_enough() -> None:

@@ -280,7 +280,7 @@ async def test_the_metrics_tell_the_whole_story(node: Node) -> None:
         assert found[f"usbplugin_device_replugs_total {SERIAL}"] == 0
         assert found["usbplugin_http_listening unix"] == 1
         assert found["usbplugin_http_listening tcp"] == 0
-        assert 10e6 < found["process_resident_memory_bytes"] < 1e9
+        assert found["process_resident_memory_bytes"] > 10e6
         assert 0 <= time.time() - found["process_start_time_seconds"] < 3600
         again = await metrics(node)
         assert again["process_start_time_seconds"] == found["process_start_time_seconds"]
@@ -305,11 +305,12 @@ async def test_the_metrics_tell_the_whole_story(node: Node) -> None:
             f"usbplugin_kubelet_calls_total {SERIAL} PreStartContainer ok": 1,
             f"usbplugin_kubelet_call_duration_seconds_count {SERIAL} Allocate": 2,
             f"usbplugin_registrations_total {SERIAL} accepted": 2,
-            f"usbplugin_session_generations_total {SERIAL}": 2,
             f"usbplugin_device_replugs_total {SERIAL}": 1,
             f"usbplugin_device_changes_total {SERIAL} unplugged": 1,
         }
         found = await until(node, lambda m: m.items() >= expected.items())
+        # More of them if the kubelet was found to be away before it was back.
+        assert found[f"usbplugin_session_generations_total {SERIAL}"] >= 2
         assert found[f"usbplugin_hotplug_to_stream_seconds_count {SERIAL}"] >= 1
         assert found[f"usbplugin_hotplug_to_stream_seconds_sum {SERIAL}"] < 5
         source = f"directory:{node.device_dir}"
@@ -373,7 +374,7 @@ async def test_an_address_that_is_taken_is_logged_and_the_plugin_goes_on(node: N
     port = taken.sockets[0].getsockname()[1]
     async with taken, node.serve("--http-address", f"127.0.0.1:{port}") as process:
         await node.kubelet.wait_healthy(SERIAL, {GPS})
-        assert "the address cannot be had" in process.log()
+        await process.wait_for_log("the address cannot be had")
         assert (await metrics(node))["usbplugin_http_listening tcp"] == 0
 
 

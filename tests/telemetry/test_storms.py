@@ -30,9 +30,10 @@ class Stream(io.StringIO):
         self.told = threading.Event()
 
     def write(self, text: str) -> int:
+        length = super().write(text)
         if "held back" in text:
             self.told.set()
-        return super().write(text)
+        return length
 
 
 class Storm:
@@ -115,7 +116,8 @@ def test_memory_is_bounded_however_many_texts_there_are(storm: Storm) -> None:
 
 def test_when_the_window_is_over_it_is_told_even_if_nothing_else_is_logged() -> None:
     storm = Storm(0.05)
-    for _ in range(MOST_ALIKE + 1):
+    # On a busy machine a window may be over before it is full.
+    while not storm.counts.suppressed().get(("info",)):
         storm.log("device unplugged", device="d1")
     assert storm.stream.told.wait(10)
     assert "'count': " in storm.lines()[-1]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from usbplugin.client import Daemon
 from usbplugin.commands.screen import Screen
+from usbplugin.errors import UsbPluginError
 from usbplugin.listing import scan, table
 from usbplugin.live import Hardware
 from usbplugin.places import Places
@@ -53,15 +54,24 @@ def show_list(options: argparse.Namespace) -> int:
 
 
 def check(options: argparse.Namespace) -> int:
-    """Validate a configuration, and show what it would select here."""
+    """Validate a configuration, and show what it would select here.
+
+    Whether it is valid does not hang on this machine: it may be meant for another one.
+    """
+    from usbplugin.commands.common import config_of, sources_of
+
     options.config = options.file or options.config
-    config, sources = _hardware(options)
+    config = config_of(options)
     for warning in config.warnings():
         print(f"warning: {warning}", file=sys.stderr)
     names = ", ".join(resource.name for resource in config.resources)
-    print(f"{options.config or 'defaults'}: valid; resources: {names}\n")
-    found = scan(sources, config.rules())
-    print(table(found) if found else "No serial ports are here now.")
+    print(f"{options.config or 'defaults'}: valid; resources: {names}", flush=True)
+    try:
+        found = scan(sources_of(options, config), config.rules())
+    except UsbPluginError as error:
+        print(f"what it would select here cannot be shown: {error}", file=sys.stderr)
+        return 0
+    print(f"\n{table(found) if found else 'No serial ports are here now.'}")
     return 0
 
 

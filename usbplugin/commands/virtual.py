@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from usbplugin.discovery.port import printable
+from usbplugin.errors import ConfigError
 from usbplugin.virtual.control import Command, ControlServer, Plug, Status, Unplug, control
 from usbplugin.virtual.ttys import Descriptors, Peer, VirtualBus
 
@@ -35,12 +36,15 @@ def virtual(options: argparse.Namespace) -> int:
 
 
 def _run_bus(options: argparse.Namespace, directory: Path) -> int:
+    if options.count < 0:
+        raise ConfigError(f"--count: expected 0 or more, found {options.count}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with VirtualBus(directory) as bus, ControlServer(bus):
         for index in range(options.count):
             descriptors = Descriptors(
-                vendor_id=options.vendor,
-                product_id=options.product,
+                # As the kernel writes them, and selectors match them.
+                vendor_id=options.vendor.lower(),
+                product_id=options.product.lower(),
                 serial=f"{options.serial}-{index}",
                 manufacturer="usbplugin",
                 product="virtual tty",

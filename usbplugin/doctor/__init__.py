@@ -5,7 +5,7 @@ whether it can is gone again.
 """
 
 from usbplugin.doctor import hardware, kubelet, rivals
-from usbplugin.doctor.finding import Check, Finding, Grade, Node
+from usbplugin.doctor.finding import Check, Finding, Grade, Node, fail
 
 __all__ = ["CHECKS", "Check", "Finding", "Grade", "Node", "examine"]
 
@@ -34,4 +34,12 @@ CHECKS: dict[str, Check] = {
 
 def examine(node: Node) -> dict[str, Finding]:
     """Run all checks."""
-    return {name: check(node) for name, check in CHECKS.items()}
+    return {name: _finding(check, node) for name, check in CHECKS.items()}
+
+
+def _finding(check: Check, node: Node) -> Finding:
+    # What one check may not look at is no reason to leave the others out.
+    try:
+        return check(node)
+    except OSError as error:
+        return fail(f"cannot look: {error}", "run as root")

@@ -8,12 +8,14 @@ its old node may come to be somebody else's.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from usbplugin.discovery.identity import ID_FORM
+from usbplugin.kubelet.memory import FILE_NAME
 from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _TEMPORARY = ".new-"
+_OUR_FOLDERS = ("usb-", "dir-")
+"""How device IDs begin. The directory may be one that others use too, such as /run."""
+_OUR_FILES = {FILE_NAME, f".{FILE_NAME}.new"}
 
 
 class LinkDirectory:
@@ -79,16 +84,24 @@ class LinkDirectory:
         return self._state != before
 
     def forget(self, device_id: str) -> None:
-        """Remove what is left of a device that is not remembered any longer."""
+        """Remove what is left of a device that is not remembered any longer.
+
+        What is not ours stays, whoever put it there, and so does the folder around it.
+        """
         folder = self._directory / device_id
         try:
-            for entry in folder.iterdir() if folder.is_dir() else ():
-                entry.unlink(missing_ok=True)
-                self._good.discard(str(entry))
-            if folder.is_dir():
-                folder.rmdir()
+            if not _is_ours(folder):
+                return
+            for entry in folder.iterdir():
+                if entry.is_symlink() or entry.name in _OUR_FILES:
+                    entry.unlink(missing_ok=True)
+                    self._good.discard(str(entry))
+            folder.rmdir()
+        except FileNotFoundError:
+            pass  # somebody else was faster
         except OSError as error:
-            self._complain(error)
+            if error.errno != errno.ENOTEMPTY:
+                self._complain(error)
 
     def keep_only(self, device_ids: Collection[str]) -> None:
         """Remove what an earlier run left of devices that are not there now."""
@@ -107,7 +120,7 @@ class LinkDirectory:
         except OSError as error:
             self._complain(error)
             return []
-        return [entry.name for entry in entries if entry.is_dir() and ID_FORM.fullmatch(entry.name)]
+        return [entry.name for entry in entries if entry.name.startswith(_OUR_FOLDERS)]
 
     def _complain(self, error: OSError) -> None:
         if not self._complained:
@@ -121,6 +134,11 @@ class LinkDirectory:
                     hint="make it writable, or choose another --link-dir",
                 ),
             )
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether it is a folder of a device: by its name, and not a link to a place elsewhere."""
+    return folder.name.startswith(_OUR_FOLDERS) and stat.S_ISDIR(folder.lstat().st_mode)
 
 
 def _point(link: str, node: str) -> bool:

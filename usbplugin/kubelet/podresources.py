@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from typing import TYPE_CHECKING
 
 import grpc
@@ -30,8 +31,12 @@ class PodResources:
 
     @property
     def is_there(self) -> bool:
-        """Whether there is a socket to ask on."""
-        return self._socket.is_socket()
+        """Whether there is a socket that we can see."""
+        # Path.is_socket raises where a directory above may not be searched.
+        try:
+            return stat.S_ISSOCK(self._socket.stat().st_mode)
+        except OSError:
+            return False
 
     async def list(self) -> tuple[Holding, ...]:
         """Everything that containers of this node hold, of all resources.

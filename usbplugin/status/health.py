@@ -57,6 +57,7 @@ async def liveness(
     listed_at: Mapping[str, float],
     sessions: Iterable[Session],
     parts: Mapping[str, Part],
+    began: float,
 ) -> Report:
     """Whether every source and every session lives.
 
@@ -65,8 +66,12 @@ async def liveness(
         listed_at: When each last listed its ports, ``time.monotonic`` seconds.
         sessions: All of them.
         parts: How the supervisor found them, by name.
+        began: When sources began to run, ``time.monotonic`` seconds: one that hangs before it has
+            listed its ports is silent since then.
     """
-    of_sources = [_source(s, listed_at.get(s.name), parts[source_part(s.name)]) for s in sources]
+    of_sources = [
+        _source(s, listed_at.get(s.name), parts[source_part(s.name)], began) for s in sources
+    ]
     of_sessions = [_session(s, parts[session_part(s.resource)]) for s in sessions]
     return Report((*of_sources, *await asyncio.gather(*of_sessions)))
 
@@ -113,15 +118,16 @@ def learns_by(source: Source) -> str:
     return source.learns_by if isinstance(source, Listener) else ""
 
 
-def _source(source: Source, listed_at: float | None, part: Part) -> Verdict:
+def _source(source: Source, listed_at: float | None, part: Part, began: float) -> Verdict:
     if not part.running:
         return Verdict(part.name, ok=False, detail=_failure(part))
+    silent = time.monotonic() - (began if listed_at is None else listed_at)
     if listed_at is None:
-        return Verdict(part.name, ok=True, detail="has not listed its ports yet")
-    silent = time.monotonic() - listed_at
-    detail = f"listed its ports {silent:.0f} s ago"
-    if by := learns_by(source):
-        detail += f", learns of changes by {by}"
+        detail = f"has not listed its ports for {silent:.0f} s"
+    else:
+        detail = f"listed its ports {silent:.0f} s ago"
+        if by := learns_by(source):
+            detail += f", learns of changes by {by}"
     return Verdict(part.name, ok=silent < LONGEST_SILENCE, detail=detail)
 
 

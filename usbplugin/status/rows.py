@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from usbplugin.discovery import Port, Readiness
-from usbplugin.inventory import first_match
+from usbplugin.discovery import Port, Readiness, Unit
+from usbplugin.discovery.identity import fingerprint
+from usbplugin.inventory import Health, first_match
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -42,10 +44,18 @@ def rows(
             "holders": list(device.holders),
             "since": None if now is None else moment(time.time() - (now - device.since)),
         }
-        listed |= set(device.nodes)
+        if device.health is not Health.UNPLUGGED:
+            # What of it is away may have left its node to another port.
+            listed |= {(port.node, fingerprint(port)) for port in device.ports}
         # One that is known only because somebody holds it has no port, and is listed all the same.
         found += [about | _port(port) for port in device.ports or (None,)]
-    return found + [_unlisted(port, rules) for port in ports if port.node not in listed]
+    ports = list(ports)
+    alike = Counter(port.number for port in ports)
+    return found + [
+        _unlisted(port, rules, is_only=alike[port.number] == 1)
+        for port in ports
+        if (port.node, fingerprint(port)) not in listed
+    ]
 
 
 def moment(seconds: float) -> str:
@@ -54,13 +64,17 @@ def moment(seconds: float) -> str:
     return text.replace("+00:00", "Z")
 
 
-def _unlisted(port: Port, rules: Sequence[ResourceRule]) -> Row:
+def _unlisted(port: Port, rules: Sequence[ResourceRule], *, is_only: bool) -> Row:
     settling = port.readiness is Readiness.SETTLING
     rule = first_match(rules, port)
     if settling:
         reason = "udevd has not finished with it"
+    elif rule is None:
+        reason = "no resource selects it"
+    elif rule.unit is Unit.USB_DEVICE and is_only:
+        reason = "waiting for further ports of its device"
     else:
-        reason = "another port has its device number" if rule else "no resource selects it"
+        reason = "another port has its device number"
     return {
         "id": "",
         "resource": rule.name if rule else "",

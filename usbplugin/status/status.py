@@ -50,6 +50,7 @@ class Status:
         self._sessions = sessions
         self._parts = parts
         self._listed_at = listed_at
+        self._began = time.monotonic()
         self._dialling = asyncio.Lock()
         self._last_look: tuple[float, health.Report] | None = None
 
@@ -66,7 +67,9 @@ class Status:
                 if time.monotonic() - looked_at < _FRESH:
                     return report
             sessions = list(self._sessions.values())
-            report = await health.liveness(self._sources, self._listed_at, sessions, self._parts)
+            report = await health.liveness(
+                self._sources, self._listed_at, sessions, self._parts, self._began
+            )
             self._last_look = time.monotonic(), report
             return report
 

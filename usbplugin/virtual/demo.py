@@ -96,14 +96,13 @@ class _Demo:
     async def run(self, exits: AsyncExitStack, log: int | None) -> None:
         await exits.enter_async_context(self._kubelet)
         bus = exits.enter_context(VirtualBus(self._bus_directory))
-        plugin = await self._start(log)
-        exits.callback(_kill, plugin)
+        plugin = await self._start(exits, log)
         container = await self._plug_and_allocate(bus)
         await self._unplug_and_replug(bus, container)
         await self._restart_kubelet()
         await self._stop(plugin)
 
-    async def _start(self, log: int | None) -> Process:
+    async def _start(self, exits: AsyncExitStack, log: int | None) -> Process:
         self._tell.chapter("usbplugin starts beside a kubelet")
         command = [
             *(sys.executable, "-m", "usbplugin", "serve", "--no-udev"),
@@ -116,6 +115,7 @@ class _Demo:
         began = time.monotonic()
         environment = {k: v for k, v in os.environ.items() if not k.startswith("USBPLUGIN_")}
         plugin = await asyncio.create_subprocess_exec(*command, stderr=log, env=environment)
+        exits.callback(_kill, plugin)  # before anything can go wrong
         await self._kubelet.wait_for(
             lambda: self._kubelet.resource(RESOURCE).connected, within=_PATIENCE
         )
