@@ -19,12 +19,22 @@ from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
 from usbplugin.errors import KubeletError
 from usbplugin.inventory import Device, Health, Snapshot
-from usbplugin.kubelet import ClassicRegistrar, Handover, PluginDirectory, Session, State
+from usbplugin.kubelet import (
+    ClassicRegistrar,
+    Handover,
+    PluginDirectory,
+    Session,
+    State,
+    WatcherRegistrar,
+)
+from usbplugin.kubelet import session as session_module
 from usbplugin.kubelet.session import STREAM_TIMEOUT
+from usbplugin.status.health import readiness
+from usbplugin.telemetry.observer import UNOBSERVED, Observer
 from usbplugin.virtual.kubelet import EmbeddedKubelet
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     from usbplugin.discovery import Port
 
@@ -82,15 +92,15 @@ class NodesOnly:
 
 @asynccontextmanager
 async def running(
-    directory: Path, first: Snapshot, stream_timeout: float = STREAM_TIMEOUT
+    directory: Path,
+    first: Snapshot,
+    stream_timeout: float = STREAM_TIMEOUT,
+    registrar: type[ClassicRegistrar | WatcherRegistrar] = ClassicRegistrar,
+    observer: Observer = UNOBSERVED,
 ) -> AsyncIterator[Session]:
     plugins = PluginDirectory(directory)
     session = Session(
-        Handover(SERIAL),
-        first,
-        ClassicRegistrar(plugins),
-        NodesOnly(),
-        stream_timeout,
+        Handover(SERIAL), first, registrar(plugins), NodesOnly(), stream_timeout, observer
     )
     watching = asyncio.create_task(plugins.watch(session.look))
     work = asyncio.create_task(session.run())
@@ -114,11 +124,15 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     ]
 
 
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.to_thread(os.sched_yield)
+
+
 async def until_streaming(session: Session) -> None:
     """Its turn comes after the kubelet's."""
-    async with asyncio.timeout(10):
-        while session.state is not State.STREAMING:
-            await asyncio.to_thread(os.sched_yield)
+    await until(lambda: session.state is State.STREAMING)
 
 
 async def test_it_registers_and_streams_at_once(directory: Path, kubelet: EmbeddedKubelet) -> None:
@@ -364,6 +378,125 @@ async def test_without_a_stream_a_new_generation_begins(
             endpoints = [await registry.registered.get() for _ in range(times)]
     await server.stop(None)
     assert len(set(endpoints)) == times
+
+
+class SilentRegistry(rpc.RegistrationServicer):
+    """Answers no plugin."""
+
+    def __init__(self) -> None:
+        self.called = asyncio.Event()
+
+    async def Register(  # noqa: N802 -- the API's name
+        self, request: v1beta1.RegisterRequest, context: object
+    ) -> v1beta1.Empty:
+        self.called.set()
+        await asyncio.Event().wait()
+        return v1beta1.Empty()
+
+
+@asynccontextmanager
+async def serving(registry: rpc.RegistrationServicer, path: Path) -> AsyncIterator[None]:
+    server = grpc.aio.server()
+    rpc.add_RegistrationServicer_to_server(registry, server)
+    server.add_insecure_port(f"unix:{path}")
+    await server.start()
+    yield
+    await server.stop(None)
+
+
+class Outcomes(Observer):
+    """Notes how registrations ended."""
+
+    def __init__(self) -> None:
+        self.noted: list[bool] = []
+
+    def registered(self, resource: str, *, accepted: bool) -> None:
+        self.noted.append(accepted)
+
+
+async def test_close_does_not_wait_for_a_kubelet_that_does_not_answer(directory: Path) -> None:
+    registry, outcomes = SilentRegistry(), Outcomes()
+    async with (
+        serving(registry, directory / "kubelet.sock"),
+        running(directory, snapshot("a"), observer=outcomes) as session,
+    ):
+        await registry.called.wait()
+    assert session.state is State.CLOSED
+    assert sockets(directory) == []
+    assert outcomes.noted == []
+
+
+async def test_a_call_that_hangs_is_given_up_for_a_new_kubelet(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, new, outcomes = SilentRegistry(), Registry(directory, hangs_up=0), Outcomes()
+    async with (
+        serving(old, directory / "kubelet.sock"),
+        serving(new, directory / "next"),
+        running(directory, snapshot("a"), observer=outcomes),
+    ):
+        await old.called.wait()
+        (directory / "next").rename(directory / "kubelet.sock")
+        async with asyncio.timeout(5):
+            await new.registered.get()
+        await until(lambda: len(outcomes.noted) == 2)
+    assert outcomes.noted == [False, True]
+    assert warnings(caplog) == ["the kubelet has gone or was restarted"]
+
+
+async def test_a_call_that_hangs_is_given_up_when_our_socket_is_deleted(directory: Path) -> None:
+    registry = SilentRegistry()
+    async with (
+        serving(registry, directory / "kubelet.sock"),
+        running(directory, snapshot("a")),
+    ):
+        for _ in range(2):
+            await registry.called.wait()
+            registry.called.clear()
+            (path,) = sockets(directory)
+            path.unlink()
+        async with asyncio.timeout(5):
+            await registry.called.wait()
+
+
+async def test_nobody_need_ever_find_our_socket(directory: Path) -> None:
+    async with running(directory, snapshot("a"), registrar=WatcherRegistrar) as session:
+        await until(lambda: session.state is State.REGISTERING)
+    assert session.state is State.CLOSED
+    assert sockets(directory) == []
+
+
+async def test_a_socket_deleted_before_it_is_found_is_made_anew(directory: Path) -> None:
+    registry, outcomes = directory / "registry", Outcomes()
+    registry.mkdir()
+    async with running(
+        registry, snapshot("a"), registrar=WatcherRegistrar, observer=outcomes
+    ) as session:
+        await until(lambda: session.state is State.REGISTERING)
+        (before,) = sockets(registry)
+        before.unlink()
+        await until(lambda: sockets(registry))
+        async with EmbeddedKubelet(directory, registry=registry) as kubelet:
+            await kubelet.wait_healthy(SERIAL, {"a"})
+            await until_streaming(session)
+    assert outcomes.noted == [False, True]
+
+
+async def test_while_it_waits_to_try_again_it_is_not_ready(
+    directory: Path,
+    kubelet: EmbeddedKubelet,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session_module, "_FIRST_DELAY", 60.0)
+    monkeypatch.setattr(ClassicRegistrar, "longest_delay", 60.0)
+    async with running(directory, snapshot("a")) as session:
+        await until_streaming(session)
+        assert readiness((), {}, [SERIAL], {SERIAL: session}).ok
+        await kubelet.disconnect(SERIAL)
+        await until(lambda: warnings(caplog))
+        assert session.state is State.BACKING_OFF
+        assert not readiness((), {}, [SERIAL], {SERIAL: session}).ok
 
 
 def test_a_path_that_is_too_long_is_explained() -> None:

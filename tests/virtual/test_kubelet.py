@@ -14,7 +14,11 @@ import pytest
 
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
+from usbplugin.api import pluginregistration_v1_pb2 as registration
+from usbplugin.api import pluginregistration_v1_pb2_grpc as registration_rpc
+from usbplugin.kubelet import PluginDirectory, WatcherRegistrar
 from usbplugin.kubelet.names import resource_name_problem
+from usbplugin.virtual import services
 from usbplugin.virtual.containers import (
     ContainerState,
     CreateContainerConfigError,
@@ -23,6 +27,7 @@ from usbplugin.virtual.containers import (
 )
 from usbplugin.virtual.kubelet import EmbeddedKubelet
 from usbplugin.virtual.plugin_client import Device, EmbeddedKubeletError, PluginOptions
+from usbplugin.virtual.services import PluginWatcher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -71,6 +76,10 @@ class Plugin(rpc.DevicePluginServicer):
     def end_streams(self) -> None:
         for stream in self.streams:
             stream.put_nowait(None)
+
+    def be_found(self) -> None:
+        """Serve, before ``serve``, what the kubelet's plugin watcher asks for."""
+        WatcherRegistrar(PluginDirectory(self.directory)).add_services(self._server, self.resource)
 
     def asked(self, method: str) -> list[list[str]]:
         return [ids for name, ids in self.calls if name == method]
@@ -852,3 +861,100 @@ async def test_a_defect_in_reading_a_stream_surfaces(
     with pytest.raises(ZeroDivisionError):
         await kubelet.stop()
     assert not kubelet.running
+
+
+class Undecided(registration_rpc.RegistrationServicer):
+    """A plugin that never says who it is."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.given_up = asyncio.Event()
+
+    async def GetInfo(  # noqa: N802
+        self, request: registration.InfoRequest, context: Context
+    ) -> registration.PluginInfo:
+        self.asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.given_up.set()
+        return registration.PluginInfo()
+
+    async def NotifyRegistrationStatus(  # noqa: N802
+        self, request: registration.RegistrationStatus, context: Context
+    ) -> registration.RegistrationStatusResponse:
+        raise AssertionError("it has not even said who it is")
+
+
+@pytest.fixture
+async def undecided(directory: Path) -> AsyncIterator[Undecided]:
+    """Where a plugin watcher looks first."""
+    plugin = Undecided()
+    server = grpc.aio.server()
+    registration_rpc.add_RegistrationServicer_to_server(plugin, server)
+    server.add_insecure_port(f"unix:{directory}/a-undecided.sock")
+    await server.start()
+    yield plugin
+    await server.stop(None)
+
+
+@pytest.fixture
+async def watching(
+    directory: Path, undecided: Undecided, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[EmbeddedKubelet]:
+    """A kubelet that looks for plugins in ``directory``, and waits long for the first one."""
+    monkeypatch.setattr(services, "_ASK_TIMEOUT", 60.0)
+    async with EmbeddedKubelet(directory / "own", registry=directory) as kubelet:
+        await undecided.asked.wait()
+        yield kubelet
+
+
+async def test_a_plugin_that_does_not_answer_keeps_the_watcher_from_no_other(
+    watching: EmbeddedKubelet, make_plugin: MakePlugin
+) -> None:
+    plugin = make_plugin("b.sock")
+    plugin.be_found()
+    plugin.send(a="Healthy")
+    await plugin.serve()
+    await watching.wait_healthy(TTY, "a")
+
+
+async def test_the_watcher_gives_up_a_plugin_whose_socket_has_gone(
+    directory: Path, undecided: Undecided, watching: EmbeddedKubelet
+) -> None:
+    (directory / "a-undecided.sock").unlink()
+    async with asyncio.timeout(5):
+        await undecided.given_up.wait()
+    assert watching.running
+
+
+async def test_the_watcher_leaves_no_meeting_behind(
+    undecided: Undecided, watching: EmbeddedKubelet
+) -> None:
+    meetings = [task for task in asyncio.all_tasks() if "PluginWatcher._meet" in repr(task)]
+    await watching.stop()
+    assert [meeting.cancelled() for meeting in meetings] == [True]
+    async with asyncio.timeout(5):
+        await undecided.given_up.wait()
+
+
+async def test_a_defect_in_meeting_a_plugin_is_told_and_the_watcher_goes_on(
+    directory: Path, make_plugin: MakePlugin, caplog: pytest.LogCaptureFixture
+) -> None:
+    met: asyncio.Queue[str] = asyncio.Queue()
+
+    async def register(request: v1beta1.RegisterRequest) -> str:
+        met.put_nowait(request.resource_name)
+        raise ZeroDivisionError
+
+    watcher = asyncio.create_task(PluginWatcher(directory, register).run())
+    for name in ("a", "b"):
+        plugin = make_plugin(f"{name}.sock", f"example.com/{name}")
+        plugin.be_found()
+        await plugin.serve()
+        async with asyncio.timeout(5):
+            assert await met.get() == f"example.com/{name}"
+    watcher.cancel()
+    await asyncio.wait({watcher})
+    assert watcher.cancelled()
+    assert "meeting a plugin failed" in {record.getMessage() for record in caplog.records}

@@ -39,6 +39,7 @@ DEFAULT_NODES = ("/dev/ttyUSB*", "/dev/ttyACM*")
 _DEV = Path("/dev")
 _RECEIVE_BUFFER = 1 << 20
 _BLIND_RESCAN_INTERVAL = 1.0
+_WATCH_CHECK_INTERVAL = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,7 @@ class UdevSource:
                 while not self._stopping.is_set():
                     # Before the enumeration, or a device plugged in between is lost.
                     monitor = self._udev.monitor(self._receive_buffer)
+                    self._is_blind(devices)
                     self._post_all(sightings, post, reason)
                     try:
                         self._follow(_Watches(monitor, devices, database), sightings, post)
@@ -173,7 +175,11 @@ class UdevSource:
         while not self._stopping.is_set():
             if self._is_blind(watches.devices):
                 next_rescan = min(next_rescan, time.monotonic() + _BLIND_RESCAN_INTERVAL)
+            elif watches.devices is not None and watches.devices.renewed:
+                self._rescan_soon()  # until now, changes may have gone unnoticed
             wait = max(0.0, min(next_rescan, sightings.next_look) - time.monotonic())
+            if watches.devices is not None:
+                wait = min(wait, _WATCH_CHECK_INTERVAL)  # a watch may die without a word
             ready = {file for file, _ in poller.poll(math.ceil(wait * 1000))}
             names = self._told(watches, ready, sightings)
             now = time.monotonic()
@@ -188,6 +194,7 @@ class UdevSource:
                 self._post_all(sightings, post, "period")
 
     def _is_blind(self, devices: DirectoryWatch | None) -> bool:
+        """Begin or mend the watch of /dev, where there is one; whether that failed."""
         if devices is None:
             return False
         live = devices.refresh()

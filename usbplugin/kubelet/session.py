@@ -12,7 +12,7 @@ import math
 import random
 from contextlib import asynccontextmanager, suppress
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -51,6 +51,7 @@ class State(Enum):
     REGISTERING = "registering"
     REGISTERED = "registered, no stream yet"
     STREAMING = "streaming"
+    BACKING_OFF = "waiting to try again"
     CLOSED = "closed"
 
 
@@ -141,10 +142,13 @@ class Session:
             if kubelet is None:
                 break
             is_new, self._kubelet = self._kubelet not in (None, kubelet), kubelet
+            if is_new:
+                self._failures = 0
             self._observer.generation_began(self.resource, kubelet_is_new=is_new)
             try:
                 await self._generation(kubelet)
             except KubeletError as error:
+                self._state = State.BACKING_OFF
                 delay = self._next_delay()
                 _log.warning(
                     "not registered with the kubelet; trying again",
@@ -175,49 +179,87 @@ class Session:
         path = self._directory.new_socket(self.resource)
         async with self._serving(path) as plugin:
             self._state = State.REGISTERING
-            await self._register(path, plugin)
-            loop = asyncio.get_running_loop()
-            registered = loop.time()
-            # A kubelet that hung up on us while it saw an old instance go says nothing: find out
-            # soon, and be patient only with one that proves slow.
-            patience = min(
-                math.ldexp(self._stream_timeout / 10, self._streamless), self._stream_timeout
-            )
-            _log.info("registered", extra=fields(resource=self.resource, socket=path.name))
-            self._state = State.REGISTERED
-            while not self._closing:
-                self._wake.clear()
-                if self._registrar.kubelet() != kubelet:
-                    self._failures = 0
-                    return self._over("the kubelet has gone or was restarted")
-                if not path.exists():
-                    return self._over("our socket was deleted")
-                age = loop.time() - registered
-                if plugin.streams or plugin.has_lost_stream:
-                    self._streamless = 0
-                if plugin.has_lost_stream:  # also if others are open: they may be a stranger's
-                    if age <= _STABLE_AFTER:
-                        raise KubeletError("the kubelet ended its stream soon after it began")
-                    return self._over("the kubelet ended its stream")
-                if plugin.streams:
-                    self._state = State.STREAMING
-                    if age > _STABLE_AFTER:
-                        self._failures = 0
-                    await self._wake.wait()
-                elif age >= patience:
-                    self._streamless = min(self._streamless + 1, _MOST_DOUBLINGS)
-                    raise KubeletError(f"no ListAndWatch stream within {patience:.1f} s")
-                else:
-                    await self._wait(patience - age)
-            return None
+            if await self._register(path, plugin, kubelet):
+                await self._until_over(path, plugin, kubelet)
 
-    async def _register(self, path: Path, plugin: DevicePlugin) -> None:
+    async def _until_over(self, path: Path, plugin: DevicePlugin, kubelet: Incarnation) -> None:
+        """Follow a registered generation, and return once a new one is needed."""
+        loop = asyncio.get_running_loop()
+        registered = loop.time()
+        # A kubelet that hung up on us while it saw an old instance go says nothing: find out
+        # soon, and be patient only with one that proves slow.
+        patience = min(
+            math.ldexp(self._stream_timeout / 10, self._streamless), self._stream_timeout
+        )
+        _log.info("registered", extra=fields(resource=self.resource, socket=path.name))
+        self._state = State.REGISTERED
+        while not self._closing:
+            self._wake.clear()
+            if obstacle := self._obstacle(path, kubelet):
+                return self._over(obstacle)
+            age = loop.time() - registered
+            if plugin.streams or plugin.has_lost_stream:
+                self._streamless = 0
+            if plugin.has_lost_stream:  # also if others are open: they may be a stranger's
+                if age <= _STABLE_AFTER:
+                    raise KubeletError("the kubelet ended its stream soon after it began")
+                return self._over("the kubelet ended its stream")
+            if plugin.streams:
+                self._state = State.STREAMING
+                if age > _STABLE_AFTER:
+                    self._failures = 0
+                await self._wake.wait()
+            elif age >= patience:
+                self._streamless = min(self._streamless + 1, _MOST_DOUBLINGS)
+                raise KubeletError(f"no ListAndWatch stream within {patience:.1f} s")
+            else:
+                await self._wait(patience - age)
+        return None
+
+    async def _register(self, path: Path, plugin: DevicePlugin, kubelet: Incarnation) -> bool:
+        """Whether the kubelet has accepted us; False if the session was closed meanwhile."""
+        work = asyncio.ensure_future(self._registrar.register(self.resource, path, plugin.options))
         try:
-            await self._registrar.register(self.resource, path, plugin.options)
+            if not await self._until_done(work, path, kubelet):
+                return False
+            work.result()
         except KubeletError:
             self._observer.registered(self.resource, accepted=False)
             raise
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)  # what it raised is not for anyone
         self._observer.registered(self.resource, accepted=True)
+        return True
+
+    async def _until_done(
+        self, work: asyncio.Future[None], path: Path, kubelet: Incarnation
+    ) -> bool:
+        """Wait for ``work`` while it makes sense; False if the session was closed meanwhile.
+
+        Raises:
+            KubeletError: it cannot end well any more, and might not end for long: a dead kubelet
+                does not answer, and a plugin watcher cannot find a socket that was deleted.
+        """
+        while not work.done():
+            self._wake.clear()
+            if self._closing:
+                return False
+            if obstacle := self._obstacle(path, kubelet):
+                raise KubeletError(obstacle)
+            woken = asyncio.create_task(self._wake.wait())
+            awaited: set[asyncio.Future[Any]] = {work, woken}
+            try:
+                await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                woken.cancel()
+        return True
+
+    def _obstacle(self, path: Path, kubelet: Incarnation) -> str:
+        """Why this kubelet cannot know us by that socket any more; empty if it can."""
+        if self._registrar.kubelet() != kubelet:
+            return "the kubelet has gone or was restarted"
+        return "" if path.exists() else "our socket was deleted"
 
     def _over(self, reason: str) -> None:
         _log.info("beginning a new generation", extra=fields(resource=self.resource, reason=reason))
@@ -242,6 +284,7 @@ class Session:
             yield plugin
         finally:
             self._plugin = self._socket = None
+            self._state = State.BACKING_OFF  # to stop takes a while, in which nobody is served
             plugin.close()
             await server.stop(_STOP_GRACE)
             self._directory.remove_socket(path)

@@ -7,8 +7,10 @@ watcher has found.
 from __future__ import annotations
 
 import asyncio
+import logging
 import stat
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import quote
 
 import grpc
@@ -18,6 +20,7 @@ from usbplugin.api import pluginregistration_v1_pb2 as registration
 from usbplugin.api import pluginregistration_v1_pb2_grpc as registration_rpc
 from usbplugin.api import podresources_v1_pb2 as v1
 from usbplugin.api import podresources_v1_pb2_grpc as podresources_rpc
+from usbplugin.telemetry.logs import fields
 from usbplugin.watch import follow
 
 if TYPE_CHECKING:
@@ -26,7 +29,12 @@ if TYPE_CHECKING:
 
     from usbplugin.virtual.containers import Holder
 
+_log = logging.getLogger(__name__)
+
 _ASK_TIMEOUT = 5.0
+
+_Found: TypeAlias = "tuple[Path, int, int]"
+"""A socket's path, inode and ctime: a new one may have an old one's path."""
 
 
 class PodResourcesService(podresources_rpc.PodResourcesListerServicer):
@@ -60,16 +68,31 @@ class PluginWatcher:
 
     async def run(self) -> None:
         """Watch until cancelled. A kubelet that starts registers all that is there."""
-        seen: set[tuple[Path, int, int]] = set()
-        async for _ in follow(self._directory, asyncio.Event()):
-            found = set()
-            for path in self._directory.glob("*.sock") if self._directory.is_dir() else ():
-                status = path.lstat()
-                if stat.S_ISSOCK(status.st_mode):
-                    found.add((path, status.st_ino, status.st_ctime_ns))
-            for entry in sorted(found - seen):
-                await self._meet(entry[0])
-            seen = found
+        meetings: dict[_Found, asyncio.Task[None]] = {}
+        try:
+            async for _ in follow(self._directory, asyncio.Event()):
+                found = self._sockets()
+                gone = meetings.keys() - found
+                # Before a successor is met: what fails late would strike that off the list.
+                await _give_up(meetings[entry] for entry in gone)
+                for entry in gone:
+                    del meetings[entry]
+                # Side by side: a plugin that is dying answers late or never.
+                for new in sorted(found - meetings.keys()):
+                    meetings[new] = asyncio.create_task(self._meet(new[0]))
+                    meetings[new].add_done_callback(_tell_of_failure)
+        finally:
+            await _give_up(meetings.values())
+
+    def _sockets(self) -> set[_Found]:
+        found = set()
+        with suppress(FileNotFoundError):  # the directory has gone meanwhile
+            for path in self._directory.glob("*.sock"):
+                with suppress(FileNotFoundError):  # the socket has
+                    status = path.lstat()
+                    if stat.S_ISSOCK(status.st_mode):
+                        found.add((path, status.st_ino, status.st_ctime_ns))
+        return found
 
     async def _meet(self, path: Path) -> None:
         """Ask a plugin who it is, register it, and tell it the outcome."""
@@ -94,3 +117,18 @@ class PluginWatcher:
                 )
             except grpc.aio.AioRpcError:
                 return  # it has gone, or is no plugin; the kubelet logs that, and goes on
+
+
+async def _give_up(meetings: Iterable[asyncio.Task[None]]) -> None:
+    meetings = list(meetings)
+    for meeting in meetings:
+        meeting.cancel()
+    await asyncio.gather(*meetings, return_exceptions=True)
+
+
+def _tell_of_failure(meeting: asyncio.Task[None]) -> None:
+    """Say what ended a meeting, if it was a defect: nobody else would."""
+    if not meeting.cancelled() and (error := meeting.exception()):
+        _log.error(
+            "meeting a plugin failed", exc_info=error, extra=fields(reason=type(error).__name__)
+        )
