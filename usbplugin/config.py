@@ -17,6 +17,7 @@ import msgspec
 import yaml
 
 from usbplugin.discovery import IdentityMode, Unit
+from usbplugin.discovery.port import DEFAULT_NODES
 from usbplugin.errors import ConfigError
 from usbplugin.inventory import HealthPolicy, ResourceRule, Selector
 from usbplugin.kubelet import Handover
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DEFAULT_RESOURCE = "usbplugin/serial"
-DEFAULT_NODES = ("/dev/ttyUSB*", "/dev/ttyACM*")
 
 
 Duration = Annotated[str, msgspec.Meta(pattern=r"^[0-9]+(\.[0-9]+)?(ms|s|m|h)$")]

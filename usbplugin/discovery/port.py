@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NamedTuple
 
+DEFAULT_NODES = ("/dev/ttyUSB*", "/dev/ttyACM*")
+"""Globs of the device nodes of USB serial ports."""
+
 # Major numbers 136 to 143 are Unix98 pty slaves (Documentation/admin-guide/devices.txt).
 _PTY_SLAVE_MAJORS = range(136, 144)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from usbplugin.discovery.database import CONTROL_SOCKET, DatabaseWatch, udevd_is_running
 from usbplugin.discovery.libudev import Libudev, Monitor, MonitorOverflowError
-from usbplugin.discovery.port import AllPorts, PortGone, PortPresent
+from usbplugin.discovery.port import DEFAULT_NODES, AllPorts, PortGone, PortPresent
 from usbplugin.discovery.sightings import Look, Sightings
 from usbplugin.discovery.source import Waker
 from usbplugin.errors import DiscoveryError
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from usbplugin.discovery.source import Post
 
 _log = logging.getLogger(__name__)
-
-DEFAULT_NODES = ("/dev/ttyUSB*", "/dev/ttyACM*")
 
 _DEV = Path("/dev")
 _RECEIVE_BUFFER = 1 << 20

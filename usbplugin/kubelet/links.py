@@ -15,7 +15,7 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from usbplugin.kubelet.memory import FILE_NAME
+from usbplugin.kubelet.memory import FILES
 from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ _log = logging.getLogger(__name__)
 _TEMPORARY = ".new-"
 _OUR_FOLDERS = ("usb-", "dir-")
 """How device IDs begin. The directory may be one that others use too, such as /run."""
-_OUR_FILES = {FILE_NAME, f".{FILE_NAME}.new"}
 
 
 class LinkDirectory:
@@ -93,7 +92,7 @@ class LinkDirectory:
             if not _is_ours(folder):
                 return
             for entry in folder.iterdir():
-                if entry.is_symlink() or entry.name in _OUR_FILES:
+                if entry.is_symlink() or entry.name in FILES:
                     entry.unlink(missing_ok=True)
                     self._good.discard(str(entry))
             folder.rmdir()

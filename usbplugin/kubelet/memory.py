@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 
 FILE_NAME = "device.json"
 _TEMPORARY = ".device.json.new"
+FILES = frozenset({FILE_NAME, _TEMPORARY})
+"""All that is ever kept of a device here."""
 
 
 class MemoryStore:

@@ -18,6 +18,7 @@ import grpc
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
 from usbplugin.errors import UsbPluginError
+from usbplugin.kubelet.directory import CHANNEL_OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -30,13 +31,6 @@ _HEALTHY = "Healthy"
 
 # sizeof(sun_path) on Linux, less the closing NUL.
 _MAX_SOCKET_PATH = 107
-
-_CHANNEL_OPTIONS = (
-    # gRPC C-core makes an :authority of the socket's path, which some servers refuse.
-    ("grpc.default_authority", "localhost"),
-    # Channels to one path share a connection otherwise, also with a server that is gone.
-    ("grpc.use_local_subchannel_pool", 1),
-)
 
 _Answer = TypeVar("_Answer")
 
@@ -148,7 +142,7 @@ class PluginClient:
         """Whether the plugin has accepted the connection."""
         self._closed = False
         self._socket = os.path.normpath(os.path.join(directory, endpoint))  # noqa: PTH118
-        self._channel = grpc.aio.insecure_channel(f"unix:{quote(self._socket)}", _CHANNEL_OPTIONS)
+        self._channel = grpc.aio.insecure_channel(f"unix:{quote(self._socket)}", CHANNEL_OPTIONS)
         self._stub = rpc.DevicePluginStub(self._channel)
 
     async def dial(self, within: float) -> None:
