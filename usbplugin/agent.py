@@ -111,6 +111,7 @@ class Agent:
             self._sessions,
             self._parts,
             self._journal.listed_at,
+            self._holders.refresh,
         )
         self._front = Front(status, self._metrics, self._journal.history)
         self._unheard = {source.name for source in self._sources}

@@ -1,9 +1,14 @@
-"""Asks the kubelet who holds which device: at start, now and then, and soon where it decides."""
+"""Asks the kubelet who holds which device: where it decides something, and when somebody looks.
+
+Otherwise hardly ever: each question wakes gRPC's threads, which take a quarter of a minute to calm
+down again.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -18,8 +23,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_INTERVAL = 30.0
+_INTERVAL = 300.0
 _SHORTEST_INTERVAL = 1.0
+_PATIENCE_OF_WHO_LOOKS = 0.5
 
 
 class Holders:
@@ -30,6 +36,9 @@ class Holders:
         self._pod_resources = pod_resources
         self._custody = custody
         self._metrics = metrics
+        self._asked_at = -math.inf
+        self._wanted = asyncio.Event()
+        self._answered = asyncio.Event()
 
     @property
     def can_be_asked(self) -> bool:
@@ -50,13 +59,43 @@ class Holders:
         else:
             self._metrics.holder_queries.add("ok")
             self._custody.hold(holdings, asked_at)
+        self._asked_at = asked_at
 
     async def watch(self) -> None:
-        """Ask again and again: when devices change or are given away, and now and then besides."""
+        """Ask again and again: when devices change or are given away, and when somebody looks."""
         while True:
-            soon = self._custody.awaits_holders
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_SHORTEST_INTERVAL if soon else _INTERVAL):
-                    await self._custody.changed()
+            await self._cause()
+            self._wanted.clear()
             await self.ask()
+            self._answered.set()
+            self._answered = asyncio.Event()
             await asyncio.sleep(_SHORTEST_INTERVAL)  # a storm is asked about once
+
+    async def refresh(self) -> None:
+        """Have it asked for somebody who looks, unless that was done within the last second.
+
+        A kubelet that does not answer is waited for half a second: then what is known has to do.
+        """
+        if not self.can_be_asked or time.monotonic() < self._asked_at + _SHORTEST_INTERVAL:
+            return
+        self._wanted.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_OF_WHO_LOOKS):
+                await self._answered.wait()
+
+    async def _cause(self) -> None:
+        """Wait until there is a reason to ask."""
+        causes = {
+            asyncio.ensure_future(self._custody.changed()),
+            asyncio.ensure_future(self._wanted.wait()),
+        }
+        soon = self._custody.awaits_holders
+        try:
+            await asyncio.wait(
+                causes,
+                timeout=_SHORTEST_INTERVAL if soon else _INTERVAL,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            for cause in causes:
+                cause.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import threading
 import time
 from contextlib import aclosing, asynccontextmanager
@@ -165,6 +166,58 @@ async def test_devices_are_listed_with_holders_and_since(node: Node) -> None:
         (row,) = await daemon(node).rows()
         assert (row["health"], row["serial"]) == ("unplugged", "GPS-A7")
         assert "is gone: unplugged" in str(row["reason"])
+
+
+async def test_who_looks_is_told_who_holds_a_device_now(node: Node) -> None:
+    async with node.agent() as agent:
+        await node.kubelet.wait_healthy(SERIAL, {GPS})
+        for look in (rows_say, metrics_say):
+            container = await node.kubelet.run_container(SERIAL)
+            await node.until_held(agent, GPS)
+            assert await look(node) == 1
+            container.remove()  # which nobody tells the plugin
+            async with asyncio.timeout(10):
+                while await look(node):
+                    pass
+
+
+async def rows_say(node: Node) -> int:
+    """How many hold the device, by the list."""
+    (row,) = await daemon(node).rows()
+    return len(row["holders"])  # type: ignore[arg-type]
+
+
+async def metrics_say(node: Node) -> int:
+    """The same, by the metrics."""
+    found = await metrics(node)
+    return int(found[f"usbplugin_device_holders {SERIAL} {GPS}"])
+
+
+async def test_who_follows_is_told_that_a_pod_is_gone(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site, "_KEEP_ALIVE", 0.1)
+    async with node.agent() as agent:
+        await node.kubelet.wait_healthy(SERIAL, {GPS})
+        container = await node.kubelet.run_container(SERIAL)
+        await node.until_held(agent, GPS)
+        container.remove()
+        async with aclosing(daemon(node).follow()) as events, asyncio.timeout(10):
+            while (await anext(events))["event"] != "released":
+                pass
+
+
+async def test_a_kubelet_that_does_not_say_who_holds_what_keeps_nobody_waiting(node: Node) -> None:
+    async with node.agent() as agent:
+        await node.kubelet.wait_healthy(SERIAL, {GPS})
+        await node.kubelet.run_container(SERIAL, pod="reader")
+        await node.until_held(agent, GPS)
+        node.places.pod_resources.unlink()
+        with socket.socket(socket.AF_UNIX) as deaf:
+            deaf.bind(str(node.places.pod_resources))
+            deaf.listen()
+            for _ in range(3):
+                assert await rows_say(node) == 1
 
 
 async def test_a_device_known_from_its_holder_alone_is_listed_too(node: Node) -> None:

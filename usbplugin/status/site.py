@@ -63,7 +63,7 @@ class Site:
 
     async def _render_metrics(self, request: Request) -> Response:
         del request
-        return Response(self._metrics.render(self._status.readings()), CONTENT_TYPE)
+        return Response(self._metrics.render(await self._status.readings()), CONTENT_TYPE)
 
     async def _liveness(self, request: Request) -> Response:
         del request
@@ -75,7 +75,7 @@ class Site:
 
     async def _devices(self, request: Request) -> Response:
         del request
-        return Response(_json(self._status.rows()))
+        return Response(_json(await self._status.rows()))
 
     async def _events(self, request: Request) -> Response:
         if EVENT_STREAM not in request.headers.get("accept", ""):
@@ -93,6 +93,8 @@ class Site:
         self._followers += 1
         try:
             async for events in self._history.follow(seen, _KEEP_ALIVE):
+                if not events:
+                    await self._status.refresh()  # which may be one
                 # A comment now and then, or nobody would notice that the other end has gone.
                 yield b"".join(map(self._frame, events)) or b":\n\n"
         finally:

@@ -10,7 +10,7 @@ from usbplugin.status import collect, health
 from usbplugin.status.rows import Row, rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from usbplugin.custody import Custody
     from usbplugin.discovery import Source
@@ -33,6 +33,7 @@ class Status:
         sessions: Mapping[str, Session],
         parts: Mapping[str, Part],
         listed_at: Mapping[str, float],
+        refresh: Callable[[], Awaitable[None]],
     ) -> None:
         """Look at these.
 
@@ -43,6 +44,7 @@ class Status:
             sessions: By resource.
             parts: How the supervisor found sources and sessions, by name.
             listed_at: When each source last listed its ports, ``time.monotonic`` seconds.
+            refresh: Has it asked who holds what; called before devices are shown.
         """
         self._custody = custody
         self._rules = rules
@@ -50,12 +52,14 @@ class Status:
         self._sessions = sessions
         self._parts = parts
         self._listed_at = listed_at
+        self.refresh = refresh
         self._began = time.monotonic()
         self._dialling = asyncio.Lock()
         self._last_look: tuple[float, health.Report] | None = None
 
-    def rows(self) -> list[Row]:
+    async def rows(self) -> list[Row]:
         """Devices and ports."""
+        await self.refresh()
         ports = self._custody.ports.values()
         return rows(self._custody.devices, ports, self._rules(), time.monotonic())
 
@@ -78,8 +82,9 @@ class Status:
         resources = [rule.name for rule in self._rules()]
         return health.readiness(self._sources, self._listed_at, resources, self._sessions)
 
-    def readings(self) -> Iterable[Readings]:
+    async def readings(self) -> Iterable[Readings]:
         """The metrics that are read and not counted."""
+        await self.refresh()
         return [
             *collect.of_devices(self._custody.devices, self._sessions),
             *collect.of_sources(self._sources, self._custody.ports, self._listed_at, self._parts),
