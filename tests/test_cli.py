@@ -224,6 +224,15 @@ def test_an_http_address_that_is_none_is_named(
     assert "--http-address: expected HOST:PORT" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("pod", ["usbplugin", "a/b/c", "$(NAMESPACE)/$(NAME)"])
+def test_an_own_pod_that_is_none_is_named(
+    pod: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--no-udev", "--device-dir", str(tmp_path), "--own-pod", pod]
+    assert main(["serve", *flags]) == 2
+    assert f"--own-pod: expected NAMESPACE/NAME, found '{pod}'" in capsys.readouterr().err
+
+
 def test_nothing_to_discover_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--no-udev"]) == 1
     assert "needs at least one --device-dir" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import stat
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,10 +21,13 @@ from usbplugin.virtual import CreateContainerConfigError, UnexpectedAdmissionErr
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from usbplugin.agent import Agent
+
 pytestmark = pytest.mark.timeout(30)
 
 GPS = "usb-0403:6001-GPS-A7-if00"
 SENSOR = "usb-0403:6001-SENSOR-if00"
+OWN = "usb-0403:6001-OWN-if00"
 PATIENT = Flapping(times=60)
 
 
@@ -83,6 +87,45 @@ async def test_a_displaced_device_whose_pod_is_deleted_is_free_again(node: Node)
         await node.until_health(agent, GPS, Health.DISPLACED)
         container.remove()
         await node.kubelet.wait_healthy(SERIAL, {GPS})
+
+
+async def test_a_kubelet_that_does_not_know_its_pods_yet_frees_no_displaced_device(
+    node: Node,
+) -> None:
+    node.places = replace(node.places, own_pod="system/usbplugin")
+    node.plug("ttyUSB1", "SENSOR")
+    port = node.plug("ttyUSB0", "GPS-A7")
+    async with node.agent() as agent:
+        await node.kubelet.wait_healthy(SERIAL, {GPS, SENSOR})
+        container = await node.kubelet.run_container(SERIAL, 2, pod="logger")
+        await unanswered(agent)
+        node.plug("ttyUSB2", "OWN")
+        await node.kubelet.wait_healthy(SERIAL, {GPS, SENSOR, OWN})
+        await node.kubelet.run_container(SERIAL, namespace="system", pod="usbplugin")
+        await node.until_held(agent, GPS)
+        keeper = os.open(port.node, os.O_RDWR | os.O_NOCTTY)
+        node.bus.unplug("ttyUSB0")
+        await node.until_health(agent, GPS, Health.UNPLUGGED)
+        node.bus.replug("ttyUSB0")
+        os.close(keeper)
+        await node.until_health(agent, GPS, Health.DISPLACED)
+
+        node.kubelet.knows_pods = False
+        await node.kubelet.restart()
+        await unanswered(agent)
+        assert node.kubelet.resource(SERIAL).healthy.isdisjoint({GPS})
+
+        node.kubelet.knows_pods = True
+        container.remove()
+        await node.kubelet.wait_healthy(SERIAL, {GPS, SENSOR, OWN})
+
+
+async def unanswered(agent: Agent) -> None:
+    """Wait until the kubelet has been asked once more who holds what, and was not believed."""
+    before = agent.metrics.holder_queries.value("failed")
+    async with asyncio.timeout(10):
+        while agent.metrics.holder_queries.value("failed") == before:
+            await asyncio.to_thread(os.sched_yield)
 
 
 async def test_a_container_waits_while_its_device_is_away_and_never_gets_another(

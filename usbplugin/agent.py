@@ -90,7 +90,7 @@ class Agent:
         self._http_address = http_address
         self._journal = Journal()
         self._metrics = self._journal.metrics
-        pod_resources = PodResources(places.pod_resources)
+        pod_resources = PodResources(places.pod_resources, places.own_pod)
         self._custody = Custody(
             config.rules(),
             config.handovers(),

@@ -230,6 +230,13 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
     )
     _add(
         parser,
+        "--own-pod",
+        "NAMESPACE/NAME",
+        "the pod this runs in: what the kubelet says of who holds devices is believed once it knows"
+        " that pod",
+    )
+    _add(
+        parser,
         "--registry-dir",
         "DIR",
         "the kubelet's plugin registry, used with registration: watcher",

@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 
 _INTERVAL = 300.0
 _SHORTEST_INTERVAL = 1.0
+_INTERVAL_OF_FAILURES = 10.0
 _PATIENCE_OF_WHO_LOOKS = 0.5
 
 
@@ -37,6 +38,7 @@ class Holders:
         self._custody = custody
         self._metrics = metrics
         self._asked_at = -math.inf
+        self._failed = True
         self._wanted = asyncio.Event()
         self._answered = asyncio.Event()
 
@@ -47,6 +49,7 @@ class Holders:
 
     async def ask(self) -> None:
         """Ask once, if there is anybody to ask."""
+        self._failed = True
         if not self.can_be_asked:
             return
         asked_at = time.monotonic()
@@ -57,6 +60,7 @@ class Holders:
             _log.info("who holds devices is not known now", extra=fields(reason=error))
             self._metrics.holder_queries.add("failed")
         else:
+            self._failed = False
             self._metrics.holder_queries.add("ok")
             self._custody.hold(holdings, asked_at)
         self._asked_at = asked_at
@@ -89,13 +93,15 @@ class Holders:
             asyncio.ensure_future(self._custody.changed()),
             asyncio.ensure_future(self._wanted.wait()),
         }
-        soon = self._custody.awaits_holders
         try:
-            await asyncio.wait(
-                causes,
-                timeout=_SHORTEST_INTERVAL if soon else _INTERVAL,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            await asyncio.wait(causes, timeout=self._interval, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for cause in causes:
                 cause.cancel()
+
+    @property
+    def _interval(self) -> float:
+        """Seconds after which to ask if nothing happens."""
+        if self._custody.awaits_holders:
+            return _SHORTEST_INTERVAL
+        return _INTERVAL_OF_FAILURES if self._failed else _INTERVAL

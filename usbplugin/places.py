@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Directories and sockets that usbplugin shares with the kubelet and the container runtime."""
+    """What usbplugin shares with the kubelet and the container runtime, and the pod it is in."""
 
     kubelet_dir: Path = Path("/var/lib/kubelet/device-plugins")
     """kubelet.sock, and the plugins' own sockets."""
@@ -22,6 +22,9 @@ class Places:
     """CDI specs, for the container runtime."""
     features_dir: Path = Path("/etc/kubernetes/node-feature-discovery/features.d")
     """What Node Feature Discovery's local source reads."""
+
+    own_pod: str = ""
+    """``namespace/name`` of the pod that usbplugin runs in, if it is known to run in one."""
 
     @property
     def control_socket(self) -> Path:

@@ -120,7 +120,6 @@ class RealKubelet(DeviceNodes):
         self._pods = self.root / "pods"
         for path in (self.device_dir, self.link_dir, self.kubelet_dir, self._pods):
             path.mkdir(parents=True)
-        self._pod_resources = PodResources(self.kubelet_dir / "pod-resources/kubelet.sock")
         self._containerd = Daemon(
             self.root / "containerd", unshare=["--net"], prepare=self._prepare()
         )
@@ -213,9 +212,13 @@ class RealKubelet(DeviceNodes):
     async def wait_healthy(self, *device_ids: str, resource: str = SERIAL) -> None:
         await self.until(lambda: self.healthy(resource) == set(device_ids))
 
+    def pod_resources(self, own_pod: str = "") -> PodResources:
+        """Who can be asked who holds what."""
+        return PodResources(self.kubelet_dir / "pod-resources/kubelet.sock", own_pod)
+
     async def holders(self) -> dict[str, str]:
         """Who holds which device, as PodResources tells."""
-        holdings = await self._pod_resources.list()
+        holdings = await self.pod_resources().list()
         return {holding.device_id: holding.holder for holding in holdings}
 
     def create_pod(self, name: str, resource: str = SERIAL, count: int = 1, init: str = "") -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.deploy.real_nodes import KMSG, NULL, ZERO
 from tests.real_kubelet.rig import PATIENCE
+from usbplugin.errors import KubeletError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from tests.real_kubelet.rig import RealKubelet
+    from usbplugin.kubelet import PodResources
 
 pytestmark = [
     pytest.mark.timeout(240),
@@ -114,3 +120,40 @@ async def test_a_second_instance_takes_over(node: RealKubelet, registration: str
             node.unplug_node("ttyUSB1")
             await node.wait_healthy(GPS)
             await node.until_held(HELD)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+async def test_a_restarted_kubelet_is_not_believed_before_it_knows_its_pods(
+    node: RealKubelet, registration: str, how: signal.Signals
+) -> None:
+    node.plug_node("ttyUSB0", "GPS-A7", ZERO)
+    async with node.serve(registration=registration):
+        await node.wait_healthy(GPS)
+        node.create_pod("logger")
+        await node.until_held(HELD)
+        async with answers(node.pod_resources("default/logger-node")) as found:
+            await node.restart_kubelet(how)
+            await node.wait_running("logger")
+            known = len(found)
+            await node.until(lambda: len(found) > known)
+        assert found == [HELD] * len(found)
+
+
+@asynccontextmanager
+async def answers(pod_resources: PodResources) -> AsyncIterator[list[dict[str, str]]]:
+    """What the kubelet says again and again of who holds what, as far as it is believed."""
+    found: list[dict[str, str]] = []
+
+    async def ask() -> None:
+        while True:
+            with suppress(KubeletError):
+                holdings = await pod_resources.list()
+                found.append({holding.device_id: holding.holder for holding in holdings})
+            await asyncio.sleep(0)
+
+    asking = asyncio.create_task(ask())
+    try:
+        yield found
+    finally:
+        asking.cancel()
+        await asyncio.wait({asking})

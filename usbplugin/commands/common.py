@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from usbplugin.config import Config, load
 from usbplugin.discovery import DirectorySource
-from usbplugin.errors import UsbPluginError
+from usbplugin.errors import ConfigError, UsbPluginError
 from usbplugin.places import Places
 
 if TYPE_CHECKING:
@@ -48,8 +49,18 @@ def sources_of(options: argparse.Namespace, config: Config) -> list[Source]:
     return sources
 
 
+_POD = re.compile(r"[a-z0-9-]+/[a-z0-9.-]+")
+
+
 def places_of(options: argparse.Namespace) -> Places:
-    """Where on this node things are, as the flags say."""
+    """Where on this node things are, as the flags say.
+
+    Raises:
+        ConfigError: one of them says what cannot be.
+    """
+    own_pod = options.own_pod or ""
+    if own_pod and not _POD.fullmatch(own_pod):
+        raise ConfigError(f"--own-pod: expected NAMESPACE/NAME, found {own_pod!r}")
     return Places(
         kubelet_dir=Path(options.kubelet_dir),
         registry_dir=Path(options.registry_dir),
@@ -57,4 +68,5 @@ def places_of(options: argparse.Namespace) -> Places:
         link_dir=Path(options.link_dir),
         cdi_dir=Path(options.cdi_dir),
         features_dir=Path(options.features_dir),
+        own_pod=own_pod,
     )

@@ -59,7 +59,7 @@ def check_holders(node: Node) -> Finding:
         "who holds devices is not known: a device that came back elsewhere is not told from one"
         " that is free"
     )
-    pod_resources = PodResources(socket)
+    pod_resources = PodResources(socket, node.places.own_pod)
     if not pod_resources.is_there:
         return warn(
             f"{socket} is no socket; {consequence}",
@@ -70,7 +70,10 @@ def check_holders(node: Node) -> Finding:
     try:
         holdings = asyncio.run(pod_resources.list())
     except KubeletError as error:
-        return warn(f"{error}; {consequence}", "the socket is root's: run as root")
+        return warn(
+            f"{error}; {consequence}",
+            "the socket is root's: run as root; if it lacks a pod, --own-pod has to name this one",
+        )
     ours = {resource.name for resource in node.config.resources}
     held = [h for h in holdings if h.resource in ours]
     return ok(f"the kubelet tells who holds devices: {len(held)} of ours are held")

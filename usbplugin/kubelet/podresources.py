@@ -25,9 +25,19 @@ _LARGEST_ANSWER = 16 << 20
 class PodResources:
     """The kubelet's answer to who holds what."""
 
-    def __init__(self, socket: Path) -> None:
-        """Use ``socket``, which need not exist yet."""
+    def __init__(self, socket: Path, own_pod: str = "") -> None:
+        """Ask on ``socket``, which need not exist yet.
+
+        A kubelet that has just started may answer before the API server has told it of its pods.
+        That their devices are free is then not true; so it is believed when it names a pod that
+        certainly is there.
+
+        Args:
+            socket: Where to ask.
+            own_pod: The pod we are in, as ``namespace/name``; empty to believe every answer.
+        """
         self._socket = socket
+        self._own_pod = own_pod
 
     @property
     def is_there(self) -> bool:
@@ -42,7 +52,7 @@ class PodResources:
         """Everything that containers of this node hold, of all resources.
 
         Raises:
-            KubeletError: the kubelet does not answer, or refuses.
+            KubeletError: the kubelet does not answer, refuses, or does not know its pods yet.
         """
         options = (*CHANNEL_OPTIONS, ("grpc.max_receive_message_length", _LARGEST_ANSWER))
         try:
@@ -67,6 +77,12 @@ class PodResources:
                 f"cannot ask {self._socket} who holds devices: the answer is no"
                 " ListPodResourcesResponse"
             ) from error
+        pods = {f"{pod.namespace}/{pod.name}" for pod in answer.pod_resources}
+        if self._own_pod and self._own_pod not in pods:
+            raise KubeletError(
+                f"{self._socket} does not tell yet who holds devices: it names {len(pods)} pods,"
+                f" and not {self._own_pod}, which is our own"
+            )
         return tuple(
             Holding(
                 devices.resource_name, device_id, f"{pod.namespace}/{pod.name}/{container.name}"
