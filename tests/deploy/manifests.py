@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,9 @@ HELM_VARIANTS = {
 TARGETS = ("base", *OVERLAYS, "components", *HELM_VARIANTS)
 """All that people apply. A Helm variant stands for the overlay after its dash."""
 
+POD = "usbplugin/usbplugin-7xk2p"
+"""A pod of the DaemonSet, by namespace and name."""
+
 Manifest = dict[str, Any]
 REMEDY = "make deploy-tools"
 
@@ -72,6 +76,20 @@ def helm_template(*values: str) -> str:
     settings = [part for value in values for part in ("--set", value)]
     helm = program("helm", REMEDY)
     return output(helm, "template", "usbplugin", str(CHART), "--namespace=usbplugin", *settings)
+
+
+def environment(container: Manifest, pod: str = POD) -> dict[str, str]:
+    """The variables as the kubelet would set them: a reference knows what stands before it."""
+    namespace, _, name = pod.partition("/")
+    fields = {"metadata.namespace": namespace, "metadata.name": name}
+    found: dict[str, str] = {}
+    for each in container.get("env", ()):
+        if "valueFrom" in each:
+            value = fields[each["valueFrom"]["fieldRef"]["fieldPath"]]
+        else:
+            value = re.sub(r"\$\((\w+)\)", lambda name: found.get(name[1], name[0]), each["value"])
+        found[each["name"]] = value
+    return found
 
 
 def of_kind(kind: str, manifests: Iterable[Manifest]) -> Iterator[Manifest]:

@@ -17,6 +17,8 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from tests.deploy.manifests import environment
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -89,7 +91,7 @@ class Node:
         """Start the pod's one container, with what its device plugin answered."""
         (container,) = spec["containers"]
         mounts = self._volumes(spec, container, config_maps or {})
-        env = {"PATH": PATH} | {each["name"]: each["value"] for each in container.get("env", ())}
+        env = {"PATH": PATH} | environment(container)
         for mount in answer.mounts if answer else ():
             source = self.path(mount.host_path)
             mounts.append(_bind(source, mount.container_path, read_only=mount.read_only))

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.deploy.documents import supported_versions
-from tests.deploy.manifests import CHART, REMEDY, load, plugin, rendered
+from tests.deploy.manifests import CHART, REMEDY, environment, load, plugin, rendered
 from tests.deploy.tools import output, program
 from usbplugin import __version__
 
@@ -65,7 +65,7 @@ def test_the_chart_and_the_base_make_the_same_pod() -> None:
     chart, base = plugin(rendered("helm")), plugin(rendered("base"))
     for spec in (chart, base):
         (container,) = spec["containers"]
-        container["env"] = {each["name"]: each["value"] for each in container["env"]}
+        container["env"] = environment(container)
         for volume in spec["volumes"]:
             volume.get("configMap", {}).pop("name", None)
     # The chart's defaults for the log are the program's own.

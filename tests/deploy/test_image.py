@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import tempfile
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.deploy.manifests import DEPLOY, load, of_kind, plugin, rendered
-from tests.deploy.oci import Node, runtime
+from tests.deploy.manifests import DEPLOY, POD, load, of_kind, plugin, rendered
+from tests.deploy.oci import Node, Pod, runtime
 from usbplugin import __version__
 from usbplugin.virtual import CreateContainerConfigError, EmbeddedKubelet
 
@@ -136,16 +137,25 @@ async def test_the_pod_registers_and_leaves_no_trace(node: Node, target: str) ->
         assert left == []
 
 
+async def until_held(serving: Pod, holder: str) -> None:
+    """Wait until the plugin knows it: so it has found its own pod in what the kubelet says."""
+    async with asyncio.timeout(20):
+        while holder not in await serving.exec("usbplugin", "list", "--json"):
+            pass
+
+
 async def test_the_kind_overlays_story(node: Node) -> None:
     manifests = rendered("kind")
     (reader,) = load((DEPLOY / "kind" / "reader.yaml").read_text("utf-8"))
     async with (
         EmbeddedKubelet(node.path(PLUGINS), pod_resources=node.path(POD_RESOURCES)) as kubelet,
         await node.run(daemon_set("virtual-ttys", manifests)) as bus,
-        await node.run(plugin(manifests), config_maps(manifests)),
+        await node.run(plugin(manifests), config_maps(manifests)) as serving,
     ):
+        kubelet.other_pods = [POD]
         await kubelet.wait_for(lambda: len(kubelet.resource(RESOURCE).healthy) == 2, within=20)
         container = await kubelet.run_container(RESOURCE, pod="reader")
+        await until_held(serving, "default/reader/main")
         (device,) = container.device_ids
         tty = container.envs["USBPLUGIN_SERIAL_DEVICES"].removeprefix("/dev/")
         async with await node.run(reader["spec"], answer=container.answer) as pod:

@@ -10,10 +10,12 @@ import yaml
 from tests.deploy.documents import documented_host_paths, supported_versions
 from tests.deploy.manifests import (
     DEPLOY,
+    POD,
     REMEDY,
     TARGETS,
     configuration,
     containers,
+    environment,
     host_paths,
     load,
     of_kind,
@@ -143,6 +145,12 @@ def test_the_commented_part_of_the_configuration_is_valid_too() -> None:
         "usbplugin/serial",
     ]
     assert config.warnings() == []
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_plugin_knows_its_own_pod(target: str) -> None:
+    (container,) = plugin(rendered(target))["containers"]
+    assert environment(container)["USBPLUGIN_OWN_POD"] == POD
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from tests.deploy.manifests import environment
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -80,8 +82,8 @@ class DaemonSetPod:
     def command(self, command: Sequence[str], root: Path) -> list[str]:
         """Wrap a command; ``root`` is an empty directory where its root file system is put."""
         user = self._spec["securityContext"]
-        environment = [f"{entry['name']}={entry['value']}" for entry in self._container["env"]]
-        inner = ["env", f"--chdir={_CHECKOUT}", *environment, *command]
+        variables = [f"{name}={value}" for name, value in environment(self._container).items()]
+        inner = ["env", f"--chdir={_CHECKOUT}", *variables, *command]
         inner = _unprivileged(inner, user["runAsUser"], user["runAsGroup"])
         script = self._script(shlex.quote(str(root))) + f"exec chroot {shlex.quote(str(root))} "
         return ["unshare", "--mount", "--net", "--", "sh", "-euc", script + shlex.join(inner)]

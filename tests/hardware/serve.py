@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -107,6 +108,16 @@ class HardwareNode(BareNode):
         head, _, body = answer.partition("\r\n\r\n")
         assert " 200 " in head.splitlines()[0], head
         return body
+
+    async def until_held(self, device_id: str, holder: str) -> None:
+        """Wait until the plugin knows who holds a device."""
+
+        def is_held(row: dict[str, object]) -> bool:
+            return row["id"] == device_id and row["holders"] == [holder]
+
+        async with asyncio.timeout(TIMEOUT):
+            while not any(map(is_held, json.loads(await self.get("/devices")))):
+                pass
 
     async def metrics(self) -> list[Sample]:
         """All that the plugin counts, as Prometheus reads it."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.deploy.manifests import POD
 from tests.node import SERIAL
 from usbplugin.config import load
 
@@ -59,7 +60,9 @@ async def test_as_the_daemonset_defines_it(
         device.plug(wait=False)
         other.plug(wait=False)
         await node.healthy(device_id, other_id)
+        node.kubelet.other_pods = [POD]
         container = await node.kubelet.run_container(SERIAL, device_ids=[device_id])
+        await node.until_held(device_id, "default/pod/main")
         (spec,) = container.devices
         assert spec.host_path == f"{LINKS}/{device_id}/if00", "the same path as on the host"
         assert node.node_of(device_id) == spec.container_path == device.nodes[0]

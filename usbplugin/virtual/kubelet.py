@@ -64,6 +64,8 @@ class EmbeddedKubelet:
         self.log = KubeletLog(log_limit)
         self.knows_pods = True
         """Whether PodResources names any. A kubelet that has started may answer before it does."""
+        self.other_pods: Collection[str] = ()
+        """Pods that hold no devices, as ``namespace/name``."""
         self._pod_resources = pod_resources
         self._watcher = registry
         self._watching: asyncio.Task[None] | None = None
@@ -94,7 +96,10 @@ class EmbeddedKubelet:
         rpc.add_RegistrationServicer_to_server(_Registration(self._registry), server)
         if self._pod_resources is not None:
             self._pod_resources.parent.mkdir(parents=True, exist_ok=True)
-            service = PodResourcesService(lambda: self.holders if self.knows_pods else ())
+            service = PodResourcesService(
+                lambda: self.holders if self.knows_pods else (),
+                lambda: self.other_pods if self.knows_pods else (),
+            )
             podresources_rpc.add_PodResourcesListerServicer_to_server(service, server)
             server.add_insecure_port(f"unix:{quote(str(self._pod_resources))}")
         # The server deletes the socket it was told to make when it stops; a kubelet's stays. So it

@@ -38,10 +38,13 @@ _Found: TypeAlias = "tuple[Path, int, int]"
 
 
 class PodResourcesService(podresources_rpc.PodResourcesListerServicer):
-    """Serves ``v1.PodResourcesLister`` from the containers that the kubelet has admitted."""
+    """Serves ``v1.PodResourcesLister``: containers that were admitted, pods that hold nothing."""
 
-    def __init__(self, holders: Callable[[], Iterable[Holder]]) -> None:
+    def __init__(
+        self, holders: Callable[[], Iterable[Holder]], others: Callable[[], Iterable[str]]
+    ) -> None:
         self._holders = holders
+        self._others = others
 
     async def List(  # noqa: D102, N802 -- the method's name in the API
         self,
@@ -50,6 +53,9 @@ class PodResourcesService(podresources_rpc.PodResourcesListerServicer):
     ) -> v1.ListPodResourcesResponse:
         del request, context
         answer = v1.ListPodResourcesResponse()
+        for other in self._others():
+            namespace, _, name = other.partition("/")
+            answer.pod_resources.add(name=name, namespace=namespace)
         for holder in self._holders():
             pod = answer.pod_resources.add(name=holder.pod, namespace=holder.namespace)
             container = pod.containers.add(name=holder.container)
