@@ -233,6 +233,16 @@ async def strangers_never_read(rig: Rig, rng: random.Random) -> None:
         await rig.until_true(LOOK)
 
 
+@fault("kubelet restarted, and does not know its pods for a while")
+async def kubelet_knows_no_pods(rig: Rig, rng: random.Random) -> None:
+    rig.kubelet.knows_pods = False
+    await rig.kubelet.restart()
+    for _ in range(rng.randint(1, 5)):
+        rig.move_a_cable(rng)
+        await asyncio.sleep(rng.uniform(0, 0.5))
+    rig.kubelet.knows_pods = True
+
+
 @fault("PodResources is silent for a while")
 async def pod_resources_silent(rig: Rig, rng: random.Random) -> None:
     path = rig.root / "pods/kubelet.sock"

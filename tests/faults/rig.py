@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from usbplugin.virtual import VirtualPort
 
 SERIAL = "usbplugin/serial"
+OWN_POD = "kube-system/usbplugin-7xk2p"
 CONFIG = "flapping: {times: 60, window: 1ms}\n"
 """Here devices come and go more often than one that is to be trusted may."""
 
@@ -138,7 +139,7 @@ class Rig:
             *("--no-udev", "--device-dir", str(self.bus.directory)),
             *("--kubelet-dir", str(self.kubelet_dir), "--link-dir", str(self.link_dir)),
             *("--registry-dir", str(self.root / "registry")),
-            *("--pod-resources", str(self.root / "pods/kubelet.sock")),
+            *("--pod-resources", str(self.root / "pods/kubelet.sock"), "--own-pod", OWN_POD),
         ]
 
     def launch(self, *prefix: str) -> subprocess.Popen[bytes]:
@@ -362,6 +363,7 @@ async def rig(root: Path, rng: random.Random, log: Path, *, watched: bool) -> As
             pod_resources=root / "pods/kubelet.sock",
             registry=root / "registry" if watched else None,
         )
+        kubelet.other_pods = [OWN_POD]
         await kubelet.start()
         stack.push_async_callback(kubelet.stop)
         made = Rig(root, kubelet_volume, link_volume, bus, kubelet, log, watched)
