@@ -124,6 +124,19 @@ def test_a_link_that_udev_would_not_make_is_not_handed_over(link: str) -> None:
     assert len(response.container_responses[0].devices) == 1
 
 
+def test_a_by_id_name_that_twins_share_is_neithers() -> None:
+    shared, own = "/dev/serial/by-id/usb-Silabs_0001-if00", "/dev/serial/by-id/usb-Silabs_0001-if01"
+    ports = [usb_port("ttyUSB0", links=(shared,)), usb_port("ttyUSB1", links=(shared, own))]
+    snapshot = Snapshot(SERIAL, tuple(map(device, "ab", ports)))
+    request = v1beta1.AllocateRequest(
+        container_requests=[v1beta1.ContainerAllocateRequest(devices_ids=["a", "b"])]
+    )
+    handover = Handover(SERIAL, by_id_links=True)
+    response, _ = allocate(request, snapshot, handover, link_to, locate)
+    paths = [spec.container_path for spec in response.container_responses[0].devices]
+    assert paths == ["/dev/ttyUSB0", "/dev/ttyUSB1", own]
+
+
 def test_container_path_templates() -> None:
     handover = Handover(SERIAL, container_path="/dev/sensor{device}")
     (container,) = ask(["b", "a"], handover=handover).container_responses
@@ -134,6 +147,9 @@ def test_two_nodes_under_one_container_path_are_refused() -> None:
     status, message = refused(["a", "b"], handover=Handover(SERIAL, container_path="/dev/zigbee"))
     assert status == "INVALID_ARGUMENT"
     assert message.startswith("/dev/ttyUSB0 and /dev/ttyUSB1 would both be /dev/zigbee")
+    assert message.endswith("give usbplugin/serial a containerPath with {device} or {name} in it")
+    _, message = refused(["a", "b"], handover=Handover(SERIAL, container_path="/dev/x", cdi=True))
+    assert message.endswith("give usbplugin/serial a containerPath with {name} in it")
 
 
 @pytest.mark.parametrize(

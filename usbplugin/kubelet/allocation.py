@@ -203,17 +203,17 @@ def _container_response(
     response = v1beta1.ContainerAllocateResponse()
     taken: dict[str, Port] = {}
     main_paths = []
+    by_id = _by_id_paths(devices) if handover.by_id_links else {}
     for position, device in enumerate(devices):
         for index, port in enumerate(device.ports):
             path = handover.container_path.format(name=port.name, device=position, port=index)
             main_paths.append(path)
-            by_id = [link for link in port.links if _BY_ID_LINK.fullmatch(link)]
-            for container_path in (path, *(by_id if handover.by_id_links else ())):
+            for container_path in (path, *by_id.get(port, ())):
                 if other := taken.get(container_path):
                     raise _invalid(
                         f"{other.node} and {port.node} would both be {container_path} in the"
-                        f" container: give {handover.resource} a containerPath with {{device}} or"
-                        " {name} in it"
+                        f" container: give {handover.resource} a containerPath with"
+                        f" {'{name}' if handover.cdi else '{device} or {name}'} in it"
                     )
                 taken[container_path] = port
                 if not handover.cdi:
@@ -225,6 +225,13 @@ def _container_response(
     response.envs[f"{prefix}_IDS"] = ",".join(device.id for device in devices)
     response.envs[f"{prefix}_INFO"] = json.dumps([_info(device) for device in devices])
     return response
+
+
+def _by_id_paths(devices: Sequence[Device]) -> dict[Port, list[str]]:
+    """The by-id names of each port, but for those that several claim: whose they are is chance."""
+    ports = [port for device in devices for port in device.ports]
+    claims = Counter(link for port in ports for link in port.links if _BY_ID_LINK.fullmatch(link))
+    return {port: [link for link in port.links if claims[link] == 1] for port in ports}
 
 
 def _add_node(
