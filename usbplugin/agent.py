@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
@@ -255,9 +254,7 @@ class Agent:
 
     async def _keep_inventory(self) -> None:
         while True:
-            deadline = self._custody.deadline
-            wait = None if deadline is None else max(0.0, deadline - time.monotonic())
-            batch = await self._facts.get(wait)
+            batch = await self._facts.get(self._custody.deadline)
             self._custody.apply(batch)
             self._journal.found(batch)
             if self._unheard:

@@ -27,10 +27,10 @@ class FactQueue:
             self._signalled = True
             self._loop.call_soon_threadsafe(self._wake)
 
-    async def get(self, seconds: float | None) -> list[Fact]:
-        """All facts posted since; after ``seconds`` without any, an empty list."""
+    async def get(self, deadline: float | None) -> list[Fact]:
+        """All facts posted since; at ``deadline`` (``time.monotonic``) none, if there are none."""
         self._waiter = self._loop.create_future()
-        timer = None if seconds is None else self._loop.call_later(seconds, self._wake)
+        timer = None if deadline is None else self._loop.call_at(deadline, self._wake)
         try:
             if not self._signalled:
                 await self._waiter

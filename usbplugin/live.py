@@ -102,9 +102,7 @@ class Hardware:
 
     async def _keep(self, facts: FactQueue) -> None:
         while True:
-            deadline = self._inventory.deadline
-            wait = None if deadline is None else max(0.0, deadline - time.monotonic())
-            batch = await facts.get(wait)
+            batch = await facts.get(self._inventory.deadline)
             self._history.record(self._inventory.apply(batch, time.monotonic()).changes)
             self._unheard -= {fact.source for fact in batch if isinstance(fact, AllPorts)}
             if not self._unheard:
