@@ -32,7 +32,7 @@ HOST = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n23 22 0:5 / /dev rw - devtmpfs udev
 POD = (
     "100 1 0:50 / / ro - overlay overlay rw\n"
     "101 100 0:5 / /dev ro - devtmpfs udev rw\n"
-    "102 100 0:23 /udev /run/udev ro - tmpfs tmpfs rw\n"
+    "102 100 0:23 /udev/data /run/udev/data ro - tmpfs tmpfs rw\n"
     r"103 100 8:1 /x /var/lib/with\040blank rw - ext4 /dev/sda1 rw"
 )
 
@@ -82,22 +82,25 @@ def test_a_container_is_told_from_a_host(tree: Path) -> None:
     assert not grow(tree, {"proc/self/mountinfo": HOST}).in_container
     node = grow(tree, {"proc/self/mountinfo": POD})
     assert node.in_container
-    assert node.is_mounted(Path("/run/udev"))
+    assert node.is_mounted(Path("/run/udev/data"))
     assert node.is_mounted(Path("/dev/serial/by-id")), "below a mount"
     assert node.is_mounted(Path("/var/lib/with blank"))
     assert not node.is_mounted(Path("/run/usbplugin"))
 
 
 def test_udevd(tree: Path) -> None:
-    is_(hardware.check_udevd(grow(tree, {"x": ""})), Grade.WARN, "no /run/udev", "systemd-udevd")
-    node = grow(tree, {"proc/self/mountinfo": POD.replace("/run/udev", "/elsewhere")})
-    is_(hardware.check_udevd(node), Grade.WARN, "no /run/udev", "mount the host's /run/udev")
-    node = grow(tree, {"run/udev/control": ""})
-    is_(hardware.check_udevd(node), Grade.WARN, "cannot be read", "mount all of /run/udev")
-    node = grow(tree, {"run/udev/data/c188:0": ""})
-    is_(hardware.check_udevd(node), Grade.OK, "udevd runs")
-    (tree / "run/udev/control").unlink()
-    is_(hardware.check_udevd(node), Grade.WARN, "no udevd runs")
+    check = hardware.check_udevd
+    data = "/run/udev/data"
+    node = grow(tree, {"x": ""})
+    is_(check(node), Grade.WARN, f"{data} cannot be read (No such file", "start systemd-udevd")
+    node = grow(tree, {"run/udev/control": "", "proc/self/mountinfo": POD.replace(data, "/else")})
+    is_(check(node), Grade.WARN, f"{data} cannot be read", f"mount the host's {data}, read-only")
+    (tree / "run/udev/data").mkdir()
+    node = grow(tree, {"proc/self/mountinfo": POD})
+    is_(check(node), Grade.WARN, f"{data} is empty", "restart this pod")
+    node = grow(tree, {"proc/self/mountinfo": POD.replace(data, "/run/udev")})
+    is_(check(node), Grade.WARN, f"{data} is empty", "restart this pod")
+    is_(check(grow(tree, {"run/udev/data/c188:0": ""})), Grade.OK, "udevd keeps a database")
 
 
 def test_uevents(tree: Path) -> None:

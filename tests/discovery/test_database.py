@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from usbplugin.discovery.database import DatabaseWatch
+from usbplugin.discovery.database import DatabaseWatch, udevd_has_written
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +39,17 @@ def write(directory: Path, name: str) -> None:
 
 def is_readable(watch: DatabaseWatch) -> bool:
     return bool(select.select([watch], [], [], 0)[0])
+
+
+def test_a_udevd_is_known_by_what_it_has_written(directory: Path) -> None:
+    for _ in range(2):
+        assert not udevd_has_written(str(directory))
+        write(directory, "c188:0")
+        assert udevd_has_written(str(directory))
+        (directory / "c188:0").unlink()
+        directory.rmdir()
+        assert not udevd_has_written(str(directory))
+        directory.mkdir()
 
 
 def test_it_tells_what_was_written_and_what_was_deleted(

@@ -56,7 +56,7 @@ class Bench:
         self.clock = Clock()
         monkeypatch.setattr(sightings, "CLASS", str(self._class))
         monkeypatch.setattr(sightings, "time", self.clock)
-        monkeypatch.setattr(sightings, "udevd_is_running", lambda: self.udevd_runs)
+        monkeypatch.setattr(sightings, "udevd_has_written", lambda: self.udevd_runs)
         self.sightings = Sightings(self.udev, patience=10.0)  # type: ignore[arg-type]
         self.sightings.told = True
 

@@ -33,8 +33,8 @@ def pod_command(command: Sequence[str], *, uid: int = 0) -> list[str]:
 
 
 def without_udev(command: Sequence[str]) -> list[str]:
-    """Wrap a command so that it finds an empty /run/udev."""
-    script = 'mount -t tmpfs tmpfs /run/udev && exec "$@"'
+    """Wrap a command so that it finds an empty /run/udev/data."""
+    script = 'mount -t tmpfs tmpfs /run/udev/data && exec "$@"'
     return ["unshare", "--mount", "--", "sh", "-c", script, "sh", *command]
 
 

@@ -106,7 +106,7 @@ async def test_udevd_starts_while_the_plugin_runs(
             os.rename("/run/udev.away", "/run/udev")
 
 
-async def test_where_run_udev_is_not_mounted(gadget: GadgetFactory, node: HardwareNode) -> None:
+async def test_where_its_database_is_not_mounted(gadget: GadgetFactory, node: HardwareNode) -> None:
     device = gadget(serial=b"MINE")
     async with node.serve(wrap=without_udev) as process:
         for _ in range(2):
@@ -116,7 +116,7 @@ async def test_where_run_udev_is_not_mounted(gadget: GadgetFactory, node: Hardwa
             await node.healthy()
         assert 'udevd="not seen"' in process.log()
         assert process.log().count("WARNING no udevd is seen here") == 1
-        assert "mount all of /run/udev" in process.log()
+        assert "mount its /run/udev/data" in process.log()
 
 
 @contextmanager

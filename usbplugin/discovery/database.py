@@ -1,4 +1,4 @@
-"""Whether there is a udevd, and which entries of its database change.
+"""Whether a udevd keeps its database here, and which entries of it change.
 
 udevd writes an entry when it is done with a device. That is a hint, like every event: callers look
 for themselves. inotify(7) by ctypes and not by watchdog, whose threads would hand each event on to
@@ -12,7 +12,6 @@ import errno
 import os
 import struct
 
-CONTROL_SOCKET = "/run/udev/control"
 DIRECTORY = "/run/udev/data"
 
 # linux/inotify.h. udevd writes an entry under another name and renames it.
@@ -25,9 +24,17 @@ _EVENT = struct.Struct("iIII")
 _BUFFER = 64 * 1024
 
 
-def udevd_is_running() -> bool:
-    """Whether there is a udevd whose database will tell when it has finished with a device."""
-    return os.path.exists(CONTROL_SOCKET) and os.path.isdir(DIRECTORY)  # noqa: PTH110, PTH112
+def udevd_has_written(directory: str = DIRECTORY) -> bool:
+    """Whether there is a udevd whose database will tell when it has finished with a device.
+
+    One that has ended looks the same, for its entries stay: wait for it, but not for ever.
+    """
+    # Its control socket would tell more, but whoever sees that can give udevd orders.
+    try:
+        with os.scandir(directory) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
 
 
 class DatabaseWatch:

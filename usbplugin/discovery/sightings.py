@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from usbplugin.discovery.database import udevd_is_running
+from usbplugin.discovery.database import udevd_has_written
 from usbplugin.discovery.port import DeviceNumber, Port, Readiness
 from usbplugin.discovery.sysfs import Tty, inode_of, read_tty
 from usbplugin.errors import DiscoveryError
@@ -203,7 +203,7 @@ class Sightings:
         sighting.settled = False
         deadline = sighting.noticed + self._patience
         if not sighting.gave_up:
-            sighting.gave_up = self._silent or not udevd_is_running()
+            sighting.gave_up = self._silent or not udevd_has_written()
             if not sighting.gave_up and now >= deadline:
                 sighting.gave_up = True
                 self._complain(name, sighting)

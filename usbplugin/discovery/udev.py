@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from usbplugin.discovery.database import CONTROL_SOCKET, DatabaseWatch, udevd_is_running
+from usbplugin.discovery.database import DIRECTORY, DatabaseWatch, udevd_has_written
 from usbplugin.discovery.libudev import Libudev, Monitor, MonitorOverflowError
 from usbplugin.discovery.port import DEFAULT_NODES, AllPorts, PortGone, PortPresent
 from usbplugin.discovery.sightings import Look, Sightings
@@ -138,7 +138,7 @@ class UdevSource:
         return watch
 
     def _say_how_it_learns(self, sightings: Sightings) -> None:
-        udevd = udevd_is_running()
+        udevd = udevd_has_written()
         uevents = "the kernel's"
         if self._learns_by != "uevents":
             uevents = "none reach this user namespace: /dev is watched"
@@ -149,7 +149,7 @@ class UdevSource:
             "udev source running",
             extra=fields(
                 uevents=uevents,
-                udevd="running" if udevd else "not seen",
+                udevd="seen" if udevd else "not seen",
                 database=database,
                 nodes=self._nodes,
             ),
@@ -158,8 +158,8 @@ class UdevSource:
             _log.warning(
                 "no udevd is seen here: ports are taken as the kernel makes them",
                 extra=fields(
-                    missing=CONTROL_SOCKET,
-                    hint="if one runs on this node, mount all of /run/udev, read-only",
+                    empty=DIRECTORY,
+                    hint="if one runs on this node, mount its /run/udev/data, read-only",
                 ),
             )
 

@@ -60,25 +60,18 @@ def check_uevents(node: Node) -> Finding:
 
 def check_udevd(node: Node) -> Finding:
     """Whether udevd tells when it has finished with a device."""
-    run = node.root / "run/udev"
-    if (run / "control").exists():
-        if os.access(run / "data", os.R_OK | os.X_OK):
-            return ok("udevd runs, and its database can be read")
-        return warn(
-            "udevd runs, but its database /run/udev/data cannot be read, so that every new port"
-            " waits 10 s for it",
-            "mount all of /run/udev, not only its control socket",
-        )
-    if run.is_dir():
-        found = (
-            "no udevd runs (no /run/udev/control): permissions and links are what the kernel set"
-        )
-    else:
-        found = "there is no /run/udev: whether udevd is done with a port is not known"
+    try:
+        if any((node.root / "run/udev/data").iterdir()):
+            return ok("udevd keeps a database, and it can be read")
+        found = "/run/udev/data is empty"
+    except OSError as error:
+        found = f"/run/udev/data cannot be read ({error.strerror})"
     remedy = "start systemd-udevd on the host"
-    if node.in_container and not node.is_mounted(Path("/run/udev")):
-        remedy = "mount the host's /run/udev, read-only, at the same path"
-    return warn(found, remedy)
+    if node.in_container:
+        remedy += "; if it runs, restart this pod, for the directory may have been made anew"
+        if not node.is_mounted(Path("/run/udev/data")):
+            remedy = "mount the host's /run/udev/data, read-only, at the same path"
+    return warn(f"{found}: whether udevd is done with a port is not known", remedy)
 
 
 def check_nodes(node: Node) -> Finding:
