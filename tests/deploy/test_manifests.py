@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 import pytest
@@ -85,6 +86,29 @@ def test_nobody_gets_a_token_or_a_role(target: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_host_paths_are_exactly_the_documented_ones(target: str) -> None:
     assert host_paths(plugin(rendered(target))) == documented_host_paths(target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_of_udevd_there_is_its_database_and_nothing_else(target: str) -> None:
+    """Its control socket is beside it, and a read-only mount keeps nobody from a socket."""
+    udevd = PurePosixPath("/run/udev")
+    seen = set()
+    for spec in pod_specs(rendered(target)):
+        for host, pod, access in host_paths(spec):
+            path = PurePosixPath(host.replace("/var/run", "/run"))
+            if path.is_relative_to(udevd) or udevd.is_relative_to(path):
+                seen.add((host, pod, access))
+    assert seen == {("/run/udev/data", "/run/udev/data", "ro")}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_node_without_udevd_can_start_the_pod(target: str) -> None:
+    types = {
+        volume["hostPath"]["path"]: volume["hostPath"]["type"]
+        for volume in plugin(rendered(target))["volumes"]
+        if "hostPath" in volume
+    }
+    assert types["/run/udev/data"] == "DirectoryOrCreate"
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +18,13 @@ from usbplugin.config import load
 
 from .line import Line
 from .pod import DaemonSetPod, pod_command, user_namespace_command
-from .serve import HardwareNode, acm_id
+from .serve import TIMEOUT, HardwareNode, acm_id
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .conftest import GadgetFactory, QemuSerialFactory
+    from .udevd import Udevd
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -81,11 +86,69 @@ async def test_as_the_daemonset_defines_it(
             or path in {LINKS, "/var/lib/kubelet/device-plugins"}
             for path in writable
         ), writable
-        assert {"/", "/dev", "/sys", "/run", "/run/udev"} <= options.keys()
+        assert {"/", "/dev", "/sys", "/run", "/run/udev/data"} <= options.keys()
         started = process.log()
         assert 'uevents="the kernel\'s" udevd=seen database=followed' in started
         events = ["cannot", "links were", "ERROR", "Traceback"]
         assert not [word for word in events if word in started], started
+
+
+def connect(path: str) -> int:
+    """Try to speak to udevd; 0, or the error's number."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
+        return control.connect_ex(path)
+
+
+async def test_udevd_is_heard_and_cannot_be_given_orders(
+    gadget: GadgetFactory, node: HardwareNode, pod: DaemonSetPod, tmp_path: Path
+) -> None:
+    device = gadget(serial=b"MINE")
+    command = pod.command([sys.executable, "-m", "usbplugin", *pod.args], tmp_path)
+    async with node.run(command) as process:
+        root = f"/proc/{process.pid}/root"
+        assert os.listdir(f"{root}/run/udev") == ["data"]
+        assert connect("/run/udev/control") == 0, "outside of the pod"
+        assert connect(f"{root}/run/udev/control") == errno.ENOENT
+        device.plug(wait=False)
+        await node.healthy(acm_id("MINE"))
+        assert "udevd=seen database=followed" in process.log()
+        await process.wait_for_log("udevd=ready", within=TIMEOUT)
+
+
+@pytest.fixture
+def without_run_udev(udevd: Udevd) -> Iterator[None]:
+    """A machine on which no udevd has ever run."""
+    path, away = Path("/run/udev"), Path("/run/udev.away")
+    udevd.stop()
+    path.rename(away)
+    yield
+    udevd.stop()
+    shutil.rmtree(path, ignore_errors=True)
+    away.rename(path)
+
+
+@pytest.mark.usefixtures("without_run_udev")
+async def test_udevd_that_comes_later_is_heard_until_its_directory_is_made_anew(
+    gadget: GadgetFactory, node: HardwareNode, udevd: Udevd, pod: DaemonSetPod, tmp_path: Path
+) -> None:
+    device, other = gadget(serial=b"MINE"), gadget(serial=b"OTHER")
+    program = [sys.executable, "-m", "usbplugin", *pod.args, "--log-level", "debug"]
+    async with node.run(pod.command(program, tmp_path)) as process:
+        assert 'udevd="not seen"' in process.log()
+        device.plug(wait=False)
+        await node.healthy(acm_id("MINE"))
+        await process.wait_for_log("udevd=unconfirmed", within=TIMEOUT)
+
+        udevd.start()
+        udevd.trigger()
+        await process.wait_for_log("udevd=ready", within=TIMEOUT)
+
+        udevd.stop()
+        shutil.rmtree("/run/udev")
+        udevd.start()
+        other.plug(wait=False)
+        await node.healthy(acm_id("MINE"), acm_id("OTHER"))
+        assert "udevd did not finish in time" not in process.log()
 
 
 @pytest.mark.parametrize("uid", [0, 65534])
