@@ -94,7 +94,7 @@ class Node:
         env = {"PATH": PATH} | environment(container)
         for mount in answer.mounts if answer else ():
             source = self.path(mount.host_path)
-            mounts.append(_bind(source, mount.container_path, read_only=mount.read_only))
+            mounts.append(_bind(source, mount.container_path, "ro" if mount.read_only else ""))
         env |= dict(answer.envs) if answer else {}
         bundle = self.root / "bundles" / f"{container['name']}-{next(_ids)}"
         bundle.mkdir()
@@ -127,7 +127,10 @@ class Node:
                 files = config_maps[volume["configMap"]["name"]] if "configMap" in volume else {}
                 for name, text in files.items():
                     (source / name).write_text(text)
-            mounts.append(_bind(source, mount["mountPath"], read_only=mount.get("readOnly", False)))
+            access = "ro" if mount.get("readOnly") else ""
+            if mount.get("recursiveReadOnly", "Disabled") != "Disabled":
+                access = "rro"
+            mounts.append(_bind(source, mount["mountPath"], access))
         return mounts
 
 
@@ -145,7 +148,10 @@ class Pod:
 
     async def exec(self, *arguments: str) -> str:
         process = await asyncio.create_subprocess_exec(
-            *self._command, "exec", self._name, *arguments, stdout=subprocess.PIPE
+            *self._command,
+            *("exec", self._name, *arguments),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         output, _ = await asyncio.wait_for(process.communicate(), _PATIENCE)
         assert process.returncode == 0, output
@@ -175,8 +181,9 @@ def runtime() -> str | None:
     return next(filter(None, map(shutil.which, RUNTIMES)), None)
 
 
-def _bind(source: Path, target: str, *, read_only: bool = False) -> Json:
-    options = ["rbind", "rprivate", *(["ro"] if read_only else [])]
+def _bind(source: Path, target: str, access: str = "") -> Json:
+    """With ``ro``, read-only but for what is mounted below; with ``rro``, all of it."""
+    options = ["rbind", "rprivate", *filter(None, [access])]
     return {"destination": target, "type": "bind", "source": str(source), "options": options}
 
 

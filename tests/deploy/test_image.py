@@ -137,6 +137,19 @@ async def test_the_pod_registers_and_leaves_no_trace(node: Node, target: str) ->
         assert left == []
 
 
+async def test_dev_is_for_looking_only(node: Node) -> None:
+    (node.path("/dev") / "shm").mkdir(exist_ok=True)
+    manifests = rendered("base")
+    async with (
+        EmbeddedKubelet(node.path(PLUGINS)) as kubelet,
+        await node.run(plugin(manifests), config_maps(manifests)) as pod,
+    ):
+        await kubelet.wait_for(lambda: kubelet.resource(RESOURCE).connected, within=20)
+        for folder in ("/dev", "/dev/shm"):
+            with pytest.raises(AssertionError, match="Read-only file system"):
+                await pod.exec("python3", "-c", f"open('{folder}/x', 'w')")
+
+
 async def until_held(serving: Pod, holder: str) -> None:
     """Wait until the plugin knows it: so it has found its own pod in what the kubelet says."""
     async with asyncio.timeout(20):

@@ -126,5 +126,6 @@ class DaemonSetPod:
                 source.mkdir(parents=True, exist_ok=True)
         lines += [f"mount --rbind {shlex.quote(os.fspath(source))} {target}"]
         if mount.get("readOnly"):
-            lines += [f"mount -o remount,ro,bind {target}"]
+            access = "ro=recursive" if mount.get("recursiveReadOnly") else "ro"
+            lines += [f"mount -o remount,bind,{access} {target}"]
         return lines
