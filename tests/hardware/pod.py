@@ -125,7 +125,10 @@ class DaemonSetPod:
             if volume["hostPath"]["type"] == "DirectoryOrCreate":
                 source.mkdir(parents=True, exist_ok=True)
         lines += [f"mount --rbind {shlex.quote(os.fspath(source))} {target}"]
-        if mount.get("readOnly"):
-            access = "ro=recursive" if mount.get("recursiveReadOnly") else "ro"
-            lines += [f"mount -o remount,bind,{access} {target}"]
+        if mount.get("recursiveReadOnly"):
+            # mount(8) has ro=recursive only since 2.39.
+            below = f"awk -v at={target}/ 'index($2 \"/\", at) == 1 {{print $2}}' /proc/self/mounts"
+            lines += [f'{below} | while read -r it; do mount -o remount,ro,bind "$it"; done']
+        elif mount.get("readOnly"):
+            lines += [f"mount -o remount,ro,bind {target}"]
         return lines
