@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from benchmarks import latency, memory, process, storm
+from benchmarks import idle, latency, memory, process, storm
 from benchmarks.report import Report
 from usbplugin.telemetry import logs
 
@@ -14,7 +14,8 @@ from usbplugin.telemetry import logs
 async def _measure(report: Report, options: argparse.Namespace) -> None:
     await latency.measure(report, options.rounds)
     await storm.measure(report, options.storms)
-    await process.measure(report, options.idle_seconds, options.starts, options.restarts)
+    await process.measure(report, options.starts, options.restarts)
+    await idle.measure(report, options.idle_seconds)
     await memory.measure(report, options.facts)
 
 

@@ -1,0 +1,138 @@
+"""What ``usbplugin serve`` does while nothing happens, beside the floor at the same time.
+
+Several processes of each, for how often gRPC's threads wake up is partly luck, and differs by a
+third from one process to the next. So there are two questions: what do our own threads do, and do
+gRPC's have more to do than in the floor, by more than chance explains?
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import statistics
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks import floor
+from benchmarks.commands import scratch, subject
+from benchmarks.process import DEVICES, process, served
+from benchmarks.subject import RESOURCE
+from usbplugin.virtual import EmbeddedKubelet
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from benchmarks.report import Report
+
+PROCESSES = 6
+"""Of each."""
+_SETTLE_SECONDS = 15
+"""For so long gRPC's threads look around, ever more rarely, after their last work."""
+_GRPC = ("event_engine", "lifeguard", "grpc_")
+_LIKELY = 2.0
+"""So many standard errors are put down to chance."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    wakes: float
+    """Voluntary context switches: how often a thread went to sleep."""
+    cpu: float
+    """Seconds, to the nanosecond."""
+
+
+def _use(pid: int) -> tuple[_Use, _Use]:
+    """Of all threads that live, and of those that are not gRPC's."""
+    everybody, own = [0.0, 0.0], [0.0, 0.0]
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        status = dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines())
+        use = (
+            int(status["voluntary_ctxt_switches"]),
+            int((task / "schedstat").read_text().split()[0]) / 1e9,
+        )
+        for group in (everybody, *([] if status["Name"].startswith(_GRPC) else [own])):
+            group[0] += use[0]
+            group[1] += use[1]
+    return _Use(*everybody), _Use(*own)
+
+
+@dataclass(frozen=True, slots=True)
+class Idleness:
+    """Wake-ups a second, and CPU in percent."""
+
+    wakes: float
+    busy: float
+    own_wakes: float
+    own_busy: float
+
+
+class _Watch:
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._began = time.monotonic()
+        self._before = _use(pid)
+
+    def stop(self) -> Idleness:
+        seconds = time.monotonic() - self._began
+        (all_before, own_before), (all_now, own_now) = self._before, _use(self._pid)
+        return Idleness(
+            (all_now.wakes - all_before.wakes) / seconds,
+            100 * (all_now.cpu - all_before.cpu) / seconds,
+            (own_now.wakes - own_before.wakes) / seconds,
+            100 * (own_now.cpu - own_before.cpu) / seconds,
+        )
+
+
+async def measure(report: Report, seconds: float) -> None:
+    async with AsyncExitStack() as running:
+        pids = [
+            (
+                await running.enter_async_context(_plugin()),
+                await running.enter_async_context(_floor()),
+            )
+            for _ in range(PROCESSES)
+        ]
+        await asyncio.sleep(_SETTLE_SECONDS)
+        watches = [(_Watch(plugin), _Watch(bare)) for plugin, bare in pids]
+        await asyncio.sleep(seconds)
+        found = [(plugin.stop(), bare.stop()) for plugin, bare in watches]
+    ours, least = ([pair[index] for pair in found] for index in (0, 1))
+    wakes, floor_wakes = [one.wakes for one in ours], [one.wakes for one in least]
+    chance = _LIKELY * math.hypot(_standard_error(wakes), _standard_error(floor_wakes))
+    bar = statistics.fmean(floor_wakes) + 1 + chance
+    report.add("idle wake-ups", statistics.fmean(wakes), "1/s", bar, f"chance: {chance:.1f}")
+    report.add("  of our own threads", statistics.fmean(one.own_wakes for one in ours), "1/s", 1)
+    report.add("  the floor's", statistics.fmean(floor_wakes), "1/s")
+    floor_busy = statistics.fmean(one.busy for one in least)
+    # On a slow machine the floor alone takes all that, and more.
+    bar = max(0.05, floor_busy + 0.02)
+    report.add("idle CPU", statistics.fmean(one.busy for one in ours), "%", bar)
+    report.add("  of our own threads", statistics.fmean(one.own_busy for one in ours), "%", 0.02)
+    report.add("  the floor's", floor_busy, "%")
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    return statistics.stdev(values) / math.sqrt(len(values))
+
+
+@asynccontextmanager
+async def _plugin() -> AsyncIterator[int]:
+    with served(DEVICES) as (kubelet, serve):
+        async with kubelet:
+            with process(*serve) as pid:
+                await kubelet.wait_for(lambda: len(kubelet.resource(RESOURCE).healthy) == DEVICES)
+                yield pid
+
+
+@asynccontextmanager
+async def _floor() -> AsyncIterator[int]:
+    with scratch() as path:
+        async with (
+            EmbeddedKubelet(Path(path) / "kubelet") as kubelet,
+            subject("benchmarks.floor", path, str(DEVICES)) as bare,
+        ):
+            await kubelet.wait_for(lambda: kubelet.resource(floor.RESOURCE).connected)
+            yield bare.pid
