@@ -75,7 +75,7 @@ class Report:
 
 
 def _line(result: Result) -> str:
-    bar = "" if result.bar is None else f"bar {result.bar:g}"
+    bar = "" if result.bar is None else f"bar {result.bar:.3g}"
     mark = "" if result.bar is None else ("ok" if result.holds else "MISSED")
     return (
         f"{result.name:<52} {result.value:>10.2f} {result.unit:<8} {bar:<10} {mark:<7}{result.note}"
