@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import msgspec
 
 from usbplugin.discovery import AllPorts, DeviceNumber, Port, PortGone, PortPresent, UsbInterface
 
@@ -37,7 +37,7 @@ def usb_port(
             speed="12",
         ),
     )
-    return dataclasses.replace(port, **changes)  # type: ignore[arg-type]
+    return msgspec.structs.replace(port, **changes)
 
 
 def present(port: Port, source: str = SOURCE) -> PortPresent:

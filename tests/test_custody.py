@@ -89,6 +89,19 @@ async def test_a_displaced_device_whose_pod_is_deleted_is_free_again(node: Node)
         await node.kubelet.wait_healthy(SERIAL, {GPS})
 
 
+async def test_what_nobody_holds_any_longer_is_forgotten_in_time(node: Node) -> None:
+    node.plug("ttyUSB0", "GPS-A7")
+    async with node.agent(Config(flapping=PATIENT, retention="1s")) as agent:
+        await node.kubelet.wait_healthy(SERIAL, {GPS})
+        container = await node.kubelet.run_container(SERIAL)
+        await node.until_held(agent, GPS)
+        node.bus.unplug("ttyUSB0")
+        await node.kubelet.wait_healthy(SERIAL, set())
+        container.remove()
+        # Nothing else happens: the kubelet's word alone sets the clock.
+        await node.kubelet.wait_for(lambda: not node.kubelet.resource(SERIAL).devices)
+
+
 async def test_a_kubelet_that_does_not_know_its_pods_yet_frees_no_displaced_device(
     node: Node,
 ) -> None:

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-import dataclasses
 import os
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from tests.support import usb_port
 from usbplugin.inventory import Device, Health
@@ -30,7 +31,7 @@ def test_counts_per_resource_and_per_model() -> None:
 
 
 def test_what_cannot_be_used_does_not_count() -> None:
-    assert features([dataclasses.replace(device("a"), health=Health.UNPLUGGED)]) == ""
+    assert features([msgspec.structs.replace(device("a"), health=Health.UNPLUGGED)]) == ""
 
 
 def test_no_serial_number_gets_out() -> None:

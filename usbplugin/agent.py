@@ -1,7 +1,7 @@
 """The composition root: builds sources, inventory and sessions, and keeps them all running.
 
 Everything but the sources lives in one event loop; facts come in from the sources' threads, and
-one task turns them into snapshots.
+are turned into snapshots there.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from usbplugin.config import Config
-    from usbplugin.discovery import Source
+    from usbplugin.discovery import Fact, Source
     from usbplugin.inventory import Change, ResourceRule, Snapshot
     from usbplugin.kubelet import Handover, Registrar
     from usbplugin.places import Places
@@ -115,7 +115,7 @@ class Agent:
         self._front = Front(status, self._metrics, self._journal.history)
         self._unheard = {source.name for source in self._sources}
         self._heard = asyncio.Event()
-        self._facts = FactQueue()
+        self._facts = FactQueue(self._take)
         self._stopping = asyncio.Event()
 
     @property
@@ -142,7 +142,7 @@ class Agent:
                             self._front.open(self._http_address, self._places.control_socket)
                         ),
                         # A defect in there ends the process: what it knows is worth nothing then.
-                        tasks.create_task(self._keep_inventory()),
+                        tasks.create_task(self._facts.run()),
                         *(
                             tasks.create_task(self._run_source(source, threads))
                             for source in self._sources
@@ -252,21 +252,25 @@ class Agent:
             )
         self._custody.clean_up()
 
-    async def _keep_inventory(self) -> None:
-        while True:
-            batch = await self._facts.get(self._custody.deadline)
-            self._custody.apply(batch)
-            self._journal.found(batch)
-            if self._unheard:
-                self._unheard -= {fact.source for fact in batch if isinstance(fact, AllPorts)}
-                if not self._unheard:
-                    self._heard.set()
+    def _take(self, facts: Sequence[Fact]) -> None:
+        self._custody.apply(facts)
+        # The streams first, then the clock and the books.
+        asyncio.get_running_loop().call_soon(self._note, facts)
+
+    def _note(self, facts: Sequence[Fact]) -> None:
+        self._facts.wake_at(self._custody.deadline)
+        self._journal.found(facts)
+        if self._unheard:
+            self._unheard -= {fact.source for fact in facts if isinstance(fact, AllPorts)}
+            if not self._unheard:
+                self._heard.set()
 
     def _publish(self, snapshot: Snapshot, noticed: float | None) -> None:
         if session := self._sessions.get(snapshot.resource):
             session.publish(snapshot, noticed)
 
     def _changed(self, changes: Sequence[Change]) -> None:
+        self._facts.wake_at(self._custody.deadline)
         self._offer_features()
         self._journal.changed(changes)
 

@@ -7,42 +7,62 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from usbplugin.discovery import Fact
 
 
 class FactQueue:
-    """Carries facts from any thread into the event loop, in batches."""
+    """Carries facts from any thread into the event loop, in batches.
 
-    def __init__(self) -> None:
-        """Belong to the running event loop."""
+    They are taken in a callback of the loop and not in a task: a task would be woken by one, and
+    so be a turn of the loop later.
+    """
+
+    def __init__(self, take: Callable[[list[Fact]], None]) -> None:
+        """Belong to the running event loop, and have ``take`` called there with all new facts."""
         self._loop = asyncio.get_running_loop()
+        self._take = take
         self._facts: deque[Fact] = deque()
         self._signalled = False
-        self._waiter: asyncio.Future[None] = self._loop.create_future()
+        self._timer: asyncio.TimerHandle | None = None
+        self._ended: asyncio.Future[None] = self._loop.create_future()
 
     def post(self, fact: Fact) -> None:
         """Add a fact; thread-safe. One wake-up serves all facts posted before it is heeded."""
         self._facts.append(fact)
         if not self._signalled:
             self._signalled = True
-            self._loop.call_soon_threadsafe(self._wake)
+            self._loop.call_soon_threadsafe(self._heed)
 
-    async def get(self, deadline: float | None) -> list[Fact]:
-        """All facts posted since; at ``deadline`` (``time.monotonic``) none, if there are none."""
-        self._waiter = self._loop.create_future()
-        timer = None if deadline is None else self._loop.call_at(deadline, self._wake)
+    def wake_at(self, moment: float | None) -> None:
+        """Have ``take`` called then (``time.monotonic``), whether there are facts or not.
+
+        This replaces what was said before; None: only for facts.
+        """
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if moment is None else self._loop.call_at(moment, self._heed)
+
+    async def run(self) -> None:
+        """Wait until cancelled; then nothing is taken any longer.
+
+        Raises:
+            Exception: what ``take`` has raised.
+        """
         try:
-            if not self._signalled:
-                await self._waiter
+            await self._ended
         finally:
-            if timer is not None:
-                timer.cancel()
+            self.wake_at(None)
+
+    def _heed(self) -> None:
+        if self._ended.done():
+            return
         self._signalled = False  # before draining: a fact posted from here on wakes us again
         batch = []
         while self._facts:
             batch.append(self._facts.popleft())
-        return batch
-
-    def _wake(self) -> None:
-        if not self._waiter.done():
-            self._waiter.set_result(None)
+        try:
+            self._take(batch)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, whoever runs us is to have it
+            self._ended.set_exception(error)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from usbplugin.client import Document
-    from usbplugin.discovery import Source
+    from usbplugin.discovery import Fact, Source
     from usbplugin.inventory import HealthPolicy, ResourceRule
 
 _LONG = 3600.0
@@ -39,7 +39,8 @@ class Hardware:
         self._history = History()
         self._unheard = {source.name for source in sources}
         self._heard = asyncio.Event()
-        self._ending: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._facts = FactQueue(self._take)
+        self._work: tuple[asyncio.Future[Any], ...] = ()
 
     def __str__(self) -> str:
         return "the hardware, no daemon being asked"
@@ -52,18 +53,13 @@ class Hardware:
             DiscoveryError: a source cannot see ports.
         """
         loop = asyncio.get_running_loop()
-        facts = FactQueue()
         with ThreadPoolExecutor(len(self._sources), "source") as threads:
-            runs = [loop.run_in_executor(threads, s.run, facts.post) for s in self._sources]
-            keeping = asyncio.create_task(self._keep(facts))
+            runs = [loop.run_in_executor(threads, s.run, self._facts.post) for s in self._sources]
+            keeping = asyncio.create_task(self._facts.run())
             hearing = asyncio.create_task(self._heard.wait())
-            self._ending = asyncio.gather(*runs)
-            either: tuple[asyncio.Future[Any], ...] = (hearing, self._ending)
+            self._work = (*runs, keeping)
             try:
-                # Sources end before they are stopped only if they fail.
-                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-                if self._ending.done():
-                    self._ending.result()
+                await self._first(hearing)
                 yield
             finally:
                 keeping.cancel()
@@ -90,20 +86,22 @@ class Hardware:
         batches = self._history.follow(0, _LONG)
         while True:
             batch = asyncio.ensure_future(anext(batches))
-            either: tuple[asyncio.Future[Any], ...] = (batch, self._ending)
             try:
-                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                await self._first(batch)
             finally:
                 batch.cancel()
-            if self._ending.done():
-                self._ending.result()
             for event in batch.result():
                 yield msgspec.structs.asdict(event)
 
-    async def _keep(self, facts: FactQueue) -> None:
-        while True:
-            batch = await facts.get(self._inventory.deadline)
-            self._history.record(self._inventory.apply(batch, time.monotonic()).changes)
-            self._unheard -= {fact.source for fact in batch if isinstance(fact, AllPorts)}
-            if not self._unheard:
-                self._heard.set()
+    async def _first(self, one: asyncio.Future[Any]) -> None:
+        """Wait for it; raises what any of the work failed with, which ends by itself only so."""
+        await asyncio.wait((one, *self._work), return_when=asyncio.FIRST_COMPLETED)
+        for done in filter(asyncio.Future.done, self._work):
+            done.result()
+
+    def _take(self, facts: Sequence[Fact]) -> None:
+        self._history.record(self._inventory.apply(facts, time.monotonic()).changes)
+        self._facts.wake_at(self._inventory.deadline)
+        self._unheard -= {fact.source for fact in facts if isinstance(fact, AllPorts)}
+        if not self._unheard:
+            self._heard.set()

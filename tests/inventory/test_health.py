@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from tests.support import all_ports, gone, present, usb_port
 from usbplugin.discovery import Port, Unit
@@ -218,8 +219,8 @@ def test_the_swap() -> None:
     replay.hold(*(Holding(SERIAL, device_id, f"default/{device_id}/main") for device_id in ids))
     replay(gone(one), gone(other))
     swapped = (
-        dataclasses.replace(one, name="ttyUSB1", node="/dev/ttyUSB1", number=other.number),
-        dataclasses.replace(other, name="ttyUSB0", node="/dev/ttyUSB0", number=one.number),
+        msgspec.structs.replace(one, name="ttyUSB1", node="/dev/ttyUSB1", number=other.number),
+        msgspec.structs.replace(other, name="ttyUSB0", node="/dev/ttyUSB0", number=one.number),
     )
     health = replay(*map(present, swapped))
     assert health == dict.fromkeys(ids, Health.DISPLACED)
@@ -328,11 +329,11 @@ def test_but_not_while_somebody_holds_it() -> None:
 def test_two_modems_of_one_serial_are_two_devices() -> None:
     replay = modem()
     copies = [
-        dataclasses.replace(
+        msgspec.structs.replace(
             port,
             name=f"ttyUSB{number + 4}",
             number=usb_port(f"ttyUSB{number + 4}").number,
-            usb=port.usb and dataclasses.replace(port.usb, location="0000:00:14.0-9"),
+            usb=port.usb and msgspec.structs.replace(port.usb, location="0000:00:14.0-9"),
         )
         for number, port in enumerate(PORTS)
     ]
@@ -347,7 +348,7 @@ def test_a_displaced_port_displaces_the_modem() -> None:
     replay.hand_over(MODEM)
     replay.hold(Holding(SERIAL, MODEM, "default/modem/main"))
     replay(gone(PORTS[3]))
-    far = dataclasses.replace(PORTS[3], name="ttyUSB9", number=usb_port("ttyUSB9").number)
+    far = msgspec.structs.replace(PORTS[3], name="ttyUSB9", number=usb_port("ttyUSB9").number)
     assert replay(present(far)) == {MODEM: Health.DISPLACED}
 
 
@@ -428,8 +429,8 @@ def test_a_modem_that_moves_is_one_device_in_whatever_order_its_ports_come() -> 
     replay = modem()
     replay(*map(gone, PORTS))
     moved = [
-        dataclasses.replace(
-            port, usb=port.usb and dataclasses.replace(port.usb, location="0000:00:14.0-9")
+        msgspec.structs.replace(
+            port, usb=port.usb and msgspec.structs.replace(port.usb, location="0000:00:14.0-9")
         )
         for port in PORTS
     ]
@@ -442,7 +443,7 @@ def test_until_the_kubelet_has_said_who_holds_what_the_memory_counts() -> None:
     replay = Replay()
     replay(present(usb_port()))
     replay.hand_over()
-    far = dataclasses.replace(usb_port(), name="ttyUSB7", number=usb_port("ttyUSB7").number)
+    far = msgspec.structs.replace(usb_port(), name="ttyUSB7", number=usb_port("ttyUSB7").number)
     restarted = Inventory(
         [replay.rule], POLICY, replay.disk.values(), replay.now, holders_can_tell=True
     )

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import dataclasses
-
+import msgspec
 import pytest
 
 from tests.support import all_ports, gone, present, usb_port
@@ -147,8 +146,8 @@ def test_of_two_equal_serials_the_first_keeps_the_id() -> None:
 
 
 def test_at_start_udevds_times_tell_who_was_first() -> None:
-    later = dataclasses.replace(ONE, initialized_usec=2_000)
-    earlier = dataclasses.replace(TWO, initialized_usec=1_000)
+    later = msgspec.structs.replace(ONE, initialized_usec=2_000)
+    earlier = msgspec.structs.replace(TWO, initialized_usec=1_000)
     replay = Replay()
     replay(all_ports(later, earlier))
     assert holders(replay) == {BY_SERIAL: "0000:00:14.0-2", AT_ONE: "0000:00:14.0-1"}
@@ -169,8 +168,8 @@ def test_a_twin_does_not_take_over_while_the_first_is_away() -> None:
     replay = Replay()
     replay(present(ONE), present(TWO))
     replay(gone(ONE), gone(TWO))
-    moved = dataclasses.replace(
-        TWO, usb=TWO.usb and dataclasses.replace(TWO.usb, location="0000:00:14.0-3")
+    moved = msgspec.structs.replace(
+        TWO, usb=TWO.usb and msgspec.structs.replace(TWO.usb, location="0000:00:14.0-3")
     )
     replay(present(moved))
     health = replay.health()
@@ -264,13 +263,13 @@ def test_identity_by_location_for_a_resource_that_asks_for_it() -> None:
 
 def test_a_bare_directory_entry_is_named_by_its_place() -> None:
     def entry(directory: str) -> Port:
-        return dataclasses.replace(usb_port(), usb=None, origin=directory)
+        return msgspec.structs.replace(usb_port(), usb=None, origin=directory)
 
     replay = Replay()
     ids = replay(
         present(entry("/a"), source="directory:/a"),
         present(
-            dataclasses.replace(entry("/b"), number=usb_port("ttyUSB9").number),
+            msgspec.structs.replace(entry("/b"), number=usb_port("ttyUSB9").number),
             source="directory:/b",
         ),
     )

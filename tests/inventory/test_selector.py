@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import dataclasses
-
+import msgspec
 import pytest
 
 from tests.support import usb_port
@@ -54,7 +53,7 @@ def test_a_value_with_glob_characters_matches_itself() -> None:
 
 
 def test_a_port_without_descriptors_matches_no_selector_that_asks_for_one() -> None:
-    bare = dataclasses.replace(PORT, usb=None)
+    bare = msgspec.structs.replace(PORT, usb=None)
     assert Selector(node="/dev/ttyUSB*").matches(bare)
     assert not Selector(vendor="0403").matches(bare)
     assert not Selector(interface=0).matches(bare)

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import grpc
+import msgspec
 import pytest
 
 from tests.support import usb_port
@@ -69,7 +69,7 @@ def test_a_real_tty_is_handed_over_as_a_device() -> None:
 
 
 def test_a_pty_is_handed_over_as_a_mount() -> None:
-    pty = dataclasses.replace(
+    pty = msgspec.structs.replace(
         usb_port("ttyUSB7"), node="/dev/pts/4", number=DeviceNumber(136, 4), usb=None
     )
     request = v1beta1.AllocateRequest(

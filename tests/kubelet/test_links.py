@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-import dataclasses
 import os
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from tests.support import usb_port
 from usbplugin.inventory import Device, Health
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 PORT = usb_port()
 READY = Device("usb-a", "usbplugin/serial", Health.READY, "", (PORT,), 0.0)
-AWAY = dataclasses.replace(READY, health=Health.UNPLUGGED, reason="gone")
+AWAY = msgspec.structs.replace(READY, health=Health.UNPLUGGED, reason="gone")
 
 
 def test_a_ready_device_has_a_link_to_its_node(tmp_path: Path) -> None:
@@ -29,7 +30,7 @@ def test_a_ready_device_has_a_link_to_its_node(tmp_path: Path) -> None:
 def test_the_link_follows_the_device_to_another_number(tmp_path: Path) -> None:
     links = LinkDirectory(tmp_path)
     links.update(READY)
-    links.update(dataclasses.replace(READY, ports=(usb_port("ttyUSB9"),)))
+    links.update(msgspec.structs.replace(READY, ports=(usb_port("ttyUSB9"),)))
     assert os.readlink(tmp_path / "usb-a/if00") == "/dev/ttyUSB9"
     assert os.listdir(tmp_path / "usb-a") == ["if00"]
 
@@ -45,7 +46,7 @@ def test_a_device_that_is_away_has_no_link(tmp_path: Path) -> None:
 def test_what_an_earlier_run_left_of_absent_devices_is_removed(tmp_path: Path) -> None:
     earlier = LinkDirectory(tmp_path)
     earlier.update(READY)
-    earlier.update(dataclasses.replace(READY, id="usb-b"))
+    earlier.update(msgspec.structs.replace(READY, id="usb-b"))
     (tmp_path / "notes").write_text("somebody else's")
     LinkDirectory(tmp_path).keep_only({"usb-a"})
     assert sorted(os.listdir(tmp_path)) == ["notes", "usb-a"]
@@ -82,7 +83,7 @@ def test_nothing_that_is_not_ours_is_removed(
 def test_all_that_is_ours_goes_with_its_folder(tmp_path: Path) -> None:
     links = LinkDirectory(tmp_path)
     for device_id in ("usb-a", "dir-ttyUSB0-12"):
-        links.update(dataclasses.replace(READY, id=device_id))
+        links.update(msgspec.structs.replace(READY, id=device_id))
         (tmp_path / device_id / "device.json").write_text("{}")
         (tmp_path / device_id / ".device.json.new").write_text("{")
         (tmp_path / device_id / ".new-if00").symlink_to("/dev/ttyUSB0")
@@ -96,7 +97,7 @@ def test_without_a_writable_directory_the_node_itself_is_given(
     (tmp_path / "file").write_text("not a directory")
     links = LinkDirectory(tmp_path / "file")
     links.update(READY)
-    links.update(dataclasses.replace(READY, id="usb-b"))
+    links.update(msgspec.structs.replace(READY, id="usb-b"))
     assert links.host_path(READY, PORT) == "/dev/ttyUSB0"
     assert len(caplog.records) == 1
 

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+
+import msgspec
 
 from tests.support import usb_port
 from usbplugin.inventory import Change, Device, Health
@@ -19,7 +20,7 @@ def device(number: int = 0, **changes: object) -> Device:
         ports=(usb_port(f"ttyUSB{number}"),),
         since=0.0,
     )
-    return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
+    return msgspec.structs.replace(plain, **changes)
 
 
 def change(of: Device, before: Health | None = None, after: Health | None = Health.READY) -> Change:

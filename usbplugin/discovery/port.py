@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NamedTuple
 
+import msgspec
+
 DEFAULT_NODES = ("/dev/ttyUSB*", "/dev/ttyACM*")
 """Globs of the device nodes of USB serial ports."""
 
@@ -37,8 +39,7 @@ class DeviceNumber(NamedTuple):
         return f"{self.major}:{self.minor}"
 
 
-@dataclass(frozen=True, slots=True)
-class UsbInterface:
+class UsbInterface(msgspec.Struct, frozen=True):
     """The USB side of a port: descriptors of its device, and the interface it belongs to.
 
     Strings come from a device and are hostile; they are held as ``printable`` renders them, so
@@ -74,8 +75,7 @@ class Readiness(Enum):
     """There is no udevd, or it did not finish in time: what sysfs says has to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class Port:
+class Port(msgspec.Struct, frozen=True):
     """One serial device node. ``name`` identifies it within its source while it is present."""
 
     name: str

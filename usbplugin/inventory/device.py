@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from usbplugin.discovery import DeviceNumber, Port
+from usbplugin.inventory.health import Health
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from usbplugin.inventory.health import Health
 
-
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(msgspec.Struct, frozen=True):
     """What is handed out: one port, or all ports of one USB device, under a stable ID."""
 
     id: str
@@ -53,8 +51,7 @@ class Snapshot:
         return MappingProxyType({device.id: device for device in self.devices})
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """One device came to be, changed, or was forgotten."""
 
     device: Device
@@ -87,8 +84,7 @@ class Memory(msgspec.Struct, frozen=True):
     """Whether another device has shown the same descriptors."""
 
 
-@dataclass(frozen=True, slots=True)
-class Update:
+class Update(msgspec.Struct, frozen=True):
     """What a batch of facts brought about."""
 
     snapshots: tuple[Snapshot, ...] = ()
