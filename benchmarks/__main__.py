@@ -24,7 +24,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="make bench", description="Measure usbplugin; exit 1 if a bar is missed."
     )
-    parser.add_argument("--rounds", type=int, default=500, help="per latency (default 500)")
+    parser.add_argument("--rounds", type=int, default=1000, help="per latency (default 1000)")
     parser.add_argument("--storms", type=int, default=5, help="(default 5)")
     parser.add_argument(
         "--facts", type=int, default=1_000_000, help="to watch its memory over (default a million)"
