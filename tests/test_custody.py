@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import shutil
 import stat
@@ -131,6 +132,23 @@ async def test_a_kubelet_that_does_not_know_its_pods_yet_frees_no_displaced_devi
         node.kubelet.knows_pods = True
         container.remove()
         await node.kubelet.wait_healthy(SERIAL, {GPS, SENSOR, OWN})
+
+
+async def test_a_kubelet_that_goes_on_not_to_know_its_pods_is_complained_of_once(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    node.places = replace(node.places, own_pod="system/usbplugin")
+    node.plug("ttyUSB0", "GPS-A7")
+    async with node.agent() as agent:
+        await node.kubelet.wait_healthy(SERIAL, {GPS})
+        await node.kubelet.run_container(SERIAL)
+        for _ in range(3):
+            await unanswered(agent)
+        complaints = [r for r in caplog.records if "is not known now" in r.message]
+        reasons = {str(record.fields["reason"]) for record in complaints}  # type: ignore[attr-defined]
+        assert all("and not system/usbplugin, which is our own" in reason for reason in reasons)
+        assert len(complaints) == len(reasons)
 
 
 async def unanswered(agent: Agent) -> None:

@@ -39,6 +39,7 @@ class Holders:
         self._metrics = metrics
         self._asked_at = -math.inf
         self._failed = True
+        self._complaint = ""
         self._wanted = asyncio.Event()
         self._answered = asyncio.Event()
 
@@ -56,11 +57,13 @@ class Holders:
         try:
             holdings = await self._pod_resources.list()
         except KubeletError as error:
-            # It is away now and then, and asked again soon.
-            _log.info("who holds devices is not known now", extra=fields(reason=error))
+            # It is away now and then, and asked again soon, perhaps every second.
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                _log.info("who holds devices is not known now", extra=fields(reason=error))
             self._metrics.holder_queries.add("failed")
         else:
-            self._failed = False
+            self._failed, self._complaint = False, ""
             self._metrics.holder_queries.add("ok")
             self._custody.hold(holdings, asked_at)
         self._asked_at = asked_at
