@@ -11,7 +11,7 @@ import asyncio
 import math
 import statistics
 import time
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,31 +37,30 @@ _LIKELY = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Use:
-    wakes: float
-    """Voluntary context switches: how often a thread went to sleep."""
+class _Thread:
+    name: str
+    wakes: int
+    """Voluntary context switches: how often it went to sleep."""
     cpu: float
     """Seconds, to the nanosecond."""
 
 
-def _use(pid: int) -> tuple[_Use, _Use]:
-    """Of all threads that live, and of those that are not gRPC's."""
-    everybody, own = [0.0, 0.0], [0.0, 0.0]
+def _threads(pid: int) -> dict[str, _Thread]:
+    """By ID, those that live."""
+    found = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
-        status = dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines())
-        use = (
-            int(status["voluntary_ctxt_switches"]),
-            int((task / "schedstat").read_text().split()[0]) / 1e9,
-        )
-        for group in (everybody, *([] if status["Name"].startswith(_GRPC) else [own])):
-            group[0] += use[0]
-            group[1] += use[1]
-    return _Use(*everybody), _Use(*own)
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            lines = (task / "status").read_text().splitlines()
+            status = dict(line.split(":\t", 1) for line in lines)
+            nanoseconds = int((task / "schedstat").read_text().split()[0])
+            wakes = int(status["voluntary_ctxt_switches"])
+            found[task.name] = _Thread(status["Name"], wakes, nanoseconds / 1e9)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
 class Idleness:
-    """Wake-ups a second, and CPU in percent."""
+    """Wake-ups a second, and CPU in percent, of all threads and of those that are not gRPC's."""
 
     wakes: float
     busy: float
@@ -73,17 +72,19 @@ class _Watch:
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._began = time.monotonic()
-        self._before = _use(pid)
+        self._before = _threads(pid)
 
     def stop(self) -> Idleness:
         seconds = time.monotonic() - self._began
-        (all_before, own_before), (all_now, own_now) = self._before, _use(self._pid)
-        return Idleness(
-            (all_now.wakes - all_before.wakes) / seconds,
-            100 * (all_now.cpu - all_before.cpu) / seconds,
-            (own_now.wakes - own_before.wakes) / seconds,
-            100 * (own_now.cpu - own_before.cpu) / seconds,
-        )
+        now = _threads(self._pid)
+        # What a thread did that has ended meanwhile is not known.
+        pairs = [(self._before[each], now[each]) for each in self._before.keys() & now.keys()]
+        own = [pair for pair in pairs if not pair[0].name.startswith(_GRPC)]
+        rates = []
+        for some in (pairs, own):
+            rates.append(sum(after.wakes - before.wakes for before, after in some) / seconds)
+            rates.append(100 * sum(after.cpu - before.cpu for before, after in some) / seconds)
+        return Idleness(*rates)
 
 
 async def measure(report: Report, seconds: float) -> None:

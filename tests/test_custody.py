@@ -103,6 +103,37 @@ async def test_what_nobody_holds_any_longer_is_forgotten_in_time(node: Node) -> 
         await node.kubelet.wait_for(lambda: not node.kubelet.resource(SERIAL).devices)
 
 
+async def test_the_next_pod_is_known_as_the_holder_soon(node: Node) -> None:
+    node.plug("ttyUSB0", "GPS-A7")
+    async with node.agent() as agent:
+        await node.kubelet.wait_healthy(SERIAL, {GPS})
+        first = await node.kubelet.run_container(SERIAL, pod="first")
+        await until_holders(agent, "default/first/main")
+        async with asyncio.timeout(10):
+            while agent.custody.awaits_holders:
+                await asyncio.to_thread(os.sched_yield)
+        first.remove()
+        await node.kubelet.run_container(SERIAL, pod="second")  # is given what the first was
+        await until_holders(agent, "default/second/main")
+
+
+async def test_a_second_holder_of_a_shared_device_is_known_soon(node: Node) -> None:
+    node.plug("ttyUSB0", "GPS-A7")
+    async with node.agent(resource(shares=2)) as agent:
+        await node.kubelet.wait_for(lambda: len(node.kubelet.resource(SERIAL).healthy) == 2)
+        await node.kubelet.run_container(SERIAL, pod="first")
+        await until_holders(agent, "default/first/main")
+        await node.kubelet.run_container(SERIAL, pod="second")
+        await until_holders(agent, "default/first/main", "default/second/main")
+
+
+async def until_holders(agent: Agent, *holders: str) -> None:
+    """Wait until the agent knows that exactly these hold its device."""
+    async with asyncio.timeout(10):
+        while [device.holders for device in agent.custody.devices] != [holders]:
+            await agent.custody.changed()
+
+
 async def test_a_kubelet_that_does_not_know_its_pods_yet_frees_no_displaced_device(
     node: Node,
 ) -> None:
@@ -147,7 +178,7 @@ async def test_a_kubelet_that_goes_on_not_to_know_its_pods_is_complained_of_once
             await unanswered(agent)
         complaints = [r for r in caplog.records if "is not known now" in r.message]
         reasons = {str(record.fields["reason"]) for record in complaints}  # type: ignore[attr-defined]
-        assert all("and not system/usbplugin, which is our own" in reason for reason in reasons)
+        assert all("without system/usbplugin, which is our own" in reason for reason in reasons)
         assert len(complaints) == len(reasons)
 
 

@@ -101,6 +101,10 @@ def test_udevd(tree: Path) -> None:
     node = grow(tree, {"proc/self/mountinfo": POD.replace(data, "/run/udev")})
     is_(check(node), Grade.WARN, f"{data} is empty", "restart this pod")
     is_(check(grow(tree, {"run/udev/data/c188:0": ""})), Grade.OK, "udevd keeps a database")
+    on_the_host = grow(tree, {"proc/self/mountinfo": HOST})
+    is_(check(on_the_host), Grade.OK, "udevd keeps a database")
+    (tree / "run/udev/control").unlink()
+    is_(check(on_the_host), Grade.WARN, "udevd has ended", "start systemd-udevd")
 
 
 def test_uevents(tree: Path) -> None:

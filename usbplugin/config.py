@@ -64,8 +64,8 @@ class ResourceConfig(
     container_path: str = DEFAULT_CONTAINER_PATH
     """Path in the container; ``{name}`` is the kernel name, ``{device}`` and ``{port}`` count."""
     by_id_links: bool = False
-    """Whether the node also appears under its ``/dev/serial/by-id`` name, unless the container's
-    other devices claim the same one."""
+    """Whether the node also appears under its ``/dev/serial/by-id`` name, unless another of the
+    container's devices of this resource claims the same one."""
     pre_start: bool = True
     """Whether each start of a container is checked, and waits while its device is away."""
     shares: Annotated[int, msgspec.Meta(ge=1, le=MOST_SHARES)] = 1

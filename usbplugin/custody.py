@@ -167,6 +167,7 @@ class Custody:
             given = self._inventory.handed_over(device.id)
             paths = {port.slot: self._path_given(device, port, given) for port in device.ports}
         self._carry_out(self._inventory.hand_over(device.id, paths, time.monotonic()))
+        self._wake()  # the next holder may well be given what the last one was
         self._miss(device.id)
         self._save()  # before the kubelet gets its answer
 
@@ -239,13 +240,16 @@ class Custody:
             self._publish_snapshot(snapshot, noticed)
         self._unsaved |= {memory.id: memory for memory in update.memories}
         if update.changes or update.memories:
-            self._changed.set()
-            self._changed = asyncio.Event()
+            self._wake()
             # The streams first, then files and log.
             loop = asyncio.get_running_loop()
             loop.call_soon(self._save)
             loop.call_soon(_log_changes, update.changes)
             loop.call_soon(self._tell, update.changes)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _forget(self, device_id: str) -> None:
         self._unsaved.pop(device_id, None)

@@ -158,8 +158,9 @@ class UdevSource:
             _log.warning(
                 "no udevd is seen here: ports are taken as the kernel makes them",
                 extra=fields(
-                    empty=DIRECTORY,
-                    hint="if one runs on this node, mount its /run/udev/data, read-only",
+                    nothing_in=DIRECTORY,
+                    hint="if one runs on this node, mount its /run/udev/data, read-only; if that is"
+                    " newer than this pod, restart the pod",
                 ),
             )
 

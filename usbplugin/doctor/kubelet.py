@@ -72,7 +72,8 @@ def check_holders(node: Node) -> Finding:
     except KubeletError as error:
         return warn(
             f"{error}; {consequence}",
-            "the socket is root's: run as root; if it lacks a pod, --own-pod has to name this one",
+            "the socket is root's: run as root; if our own pod is missing, the kubelet may just"
+            " have started, or --own-pod is wrong",
         )
     ours = {resource.name for resource in node.config.resources}
     held = [h for h in holdings if h.resource in ours]

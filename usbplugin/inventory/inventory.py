@@ -131,11 +131,8 @@ class Inventory:
     @property
     def awaits_holders(self) -> bool:
         """Whether the kubelet's next word on who holds what will decide something."""
-        return any(
-            (record.handed_over and not record.holders)
-            or (record.holders and record.health is not Health.READY)
-            for record in self._records.values()
-        )
+        records = self._records.values()
+        return any(record.awaits_holders(self._asked_at, self._policy) for record in records)
 
     @property
     def deadline(self) -> float | None:

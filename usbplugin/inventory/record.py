@@ -73,8 +73,18 @@ class Record:
             asked_at: When the kubelet was last asked who holds what; None if it cannot be.
             policy: Says how soon after Allocate the kubelet's answer counts.
         """
+        return bool(self.holders) or self._was_just_handed_over(asked_at, policy)
+
+    def awaits_holders(self, asked_at: float | None, policy: HealthPolicy) -> bool:
+        """Whether the kubelet's next word on who holds it will decide something, or show it."""
         if self.holders:
-            return True
+            # One more holder may have come since.
+            is_settled = self.health is Health.READY
+            return not is_settled or self._was_just_handed_over(asked_at, policy)
+        return bool(self.handed_over)
+
+    def _was_just_handed_over(self, asked_at: float | None, policy: HealthPolicy) -> bool:
+        """Whether the kubelet's last word on its holders came too early to count."""
         return asked_at is not None and self.handed_over_at + policy.holder_grace > asked_at
 
     def assess(self, asked_at: float | None, policy: HealthPolicy, now: float) -> None:

@@ -80,8 +80,8 @@ class PodResources:
         pods = {f"{pod.namespace}/{pod.name}" for pod in answer.pod_resources}
         if self._own_pod and self._own_pod not in pods:
             raise KubeletError(
-                f"{self._socket} does not tell yet who holds devices: it names {len(pods)} pods,"
-                f" and not {self._own_pod}, which is our own"
+                f"{self._socket} does not tell yet who holds devices: its {len(pods)} pod(s) are"
+                f" without {self._own_pod}, which is our own"
             )
         return tuple(
             Holding(

@@ -1,4 +1,5 @@
 """What a running usbplugin tells about itself: devices, events, health, metrics, a page for people.
 
-It reads, and decides nothing: nothing that changes state can be reached from here.
+It reads, and decides nothing. The one thing that a look brings about is that the kubelet is asked
+who holds what, once a second at most.
 """

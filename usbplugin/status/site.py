@@ -79,6 +79,7 @@ class Site:
 
     async def _events(self, request: Request) -> Response:
         if EVENT_STREAM not in request.headers.get("accept", ""):
+            await self._status.refresh()
             return Response(
                 _json([msgspec.structs.asdict(event) for event in self._history.events])
             )
@@ -94,7 +95,7 @@ class Site:
         try:
             async for events in self._history.follow(seen, _KEEP_ALIVE):
                 if not events:
-                    await self._status.refresh()  # which may be one
+                    await self._status.refresh()  # what that brings to light is an event too
                 # A comment now and then, or nobody would notice that the other end has gone.
                 yield b"".join(map(self._frame, events)) or b":\n\n"
         finally:
