@@ -57,6 +57,15 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_of_this_repository_exist(page: Path) -> None:
+    # A resource's name, usbplugin/serial, looks like one of the package's, but for the ending.
+    folders = "benchmarks|deploy|docs|protos|tests|udev-rules"
+    named = rf"`((?:{folders})/[\w./-]*|usbplugin/[\w/]*(?:\.py|/))`"
+    for path in re.findall(named, page.read_text()):
+        assert (ROOT / path).exists(), f"{page.name} names {path}"
+
+
 def test_every_make_target_shown_exists() -> None:
     known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for name, text in blocks("sh"):
