@@ -928,6 +928,22 @@ async def test_the_watcher_gives_up_a_plugin_whose_socket_has_gone(
     assert watching.running
 
 
+@pytest.mark.parametrize("whose", ["its own", "its successor's"])
+async def test_the_watcher_hangs_up_when_a_socket_goes(
+    directory: Path, make_plugin: MakePlugin, whose: str
+) -> None:
+    async with EmbeddedKubelet(directory / "own", registry=directory) as kubelet:
+        for name in ("a", "b") if whose == "its successor's" else ("a",):
+            plugin = make_plugin(f"{name}.sock")
+            plugin.be_found()
+            plugin.send(**{name: "Healthy"})
+            await plugin.serve()
+            await kubelet.wait_healthy(TTY, name)
+        (directory / "a.sock").unlink()
+        await kubelet.wait_for(lambda: not kubelet.resource(TTY).connected)
+        assert kubelet.resource(TTY).healthy == frozenset()
+
+
 async def test_the_watcher_leaves_no_meeting_behind(
     undecided: Undecided, watching: EmbeddedKubelet
 ) -> None:
@@ -947,7 +963,10 @@ async def test_a_defect_in_meeting_a_plugin_is_told_and_the_watcher_goes_on(
         met.put_nowait(request.resource_name)
         raise ZeroDivisionError
 
-    watcher = asyncio.create_task(PluginWatcher(directory, register).run())
+    async def hang_up(resource: str) -> None:
+        raise AssertionError(f"nobody has {resource}")
+
+    watcher = asyncio.create_task(PluginWatcher(directory, register, hang_up).run())
     for name in ("a", "b"):
         plugin = make_plugin(f"{name}.sock", f"example.com/{name}")
         plugin.be_found()

@@ -116,7 +116,9 @@ class EmbeddedKubelet:
         self._manager.running = True
         if self._watcher is not None:
             self._watcher.mkdir(parents=True, exist_ok=True)
-            watcher = PluginWatcher(self._watcher, self._registry.register)
+            watcher = PluginWatcher(
+                self._watcher, self._registry.register, self._registry.disconnect
+            )
             self._watching = asyncio.create_task(watcher.run())
         self._notify()
 

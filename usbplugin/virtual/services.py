@@ -64,25 +64,35 @@ class PodResourcesService(podresources_rpc.PodResourcesListerServicer):
 
 
 class PluginWatcher:
-    """Registers the device plugins whose sockets appear in ``directory``, each socket once."""
+    """Registers the device plugins whose sockets appear in ``directory``, each socket once.
+
+    When a socket goes, it hangs up on the plugin that has its resource. As with a kubelet's, that
+    may be another one by then, which has registered since.
+    """
 
     def __init__(
-        self, directory: Path, register: Callable[[v1beta1.RegisterRequest], Awaitable[str]]
+        self,
+        directory: Path,
+        register: Callable[[v1beta1.RegisterRequest], Awaitable[str]],
+        hang_up: Callable[[str], Awaitable[object]],
     ) -> None:
         self._directory = directory
         self._register = register
+        self._hang_up = hang_up
 
     async def run(self) -> None:
         """Watch until cancelled. A kubelet that starts registers all that is there."""
-        meetings: dict[_Found, asyncio.Task[None]] = {}
+        meetings: dict[_Found, asyncio.Task[str]] = {}
         try:
             async for _ in follow(self._directory, asyncio.Event()):
                 found = self._sockets()
                 gone = meetings.keys() - found
                 # Before a successor is met: what fails late would strike that off the list.
-                await _give_up(meetings[entry] for entry in gone)
-                for entry in gone:
-                    del meetings[entry]
+                over = [meetings.pop(entry) for entry in sorted(gone)]
+                await _give_up(over)
+                for meeting in over:
+                    if _succeeded(meeting) and (resource := meeting.result()):
+                        await self._hang_up(resource)
                 # Side by side: a plugin that is dying answers late or never.
                 for new in sorted(found - meetings.keys()):
                     meetings[new] = asyncio.create_task(self._meet(new[0]))
@@ -100,8 +110,8 @@ class PluginWatcher:
                         found.add((path, status.st_ino, status.st_ctime_ns))
         return found
 
-    async def _meet(self, path: Path) -> None:
-        """Ask a plugin who it is, register it, and tell it the outcome."""
+    async def _meet(self, path: Path) -> str:
+        """Ask a plugin who it is, register it, tell it the outcome; its resource if it has one."""
         async with grpc.aio.insecure_channel(f"unix:{quote(str(path))}") as channel:
             stub = registration_rpc.RegistrationStub(channel)
             try:
@@ -122,17 +132,22 @@ class PluginWatcher:
                     timeout=_ASK_TIMEOUT,
                 )
             except grpc.aio.AioRpcError:
-                return  # it has gone, or is no plugin; the kubelet logs that, and goes on
+                return ""  # it has gone, or is no plugin; the kubelet logs that, and goes on
+            return "" if refusal else request.resource_name
 
 
-async def _give_up(meetings: Iterable[asyncio.Task[None]]) -> None:
+def _succeeded(meeting: asyncio.Task[str]) -> bool:
+    return meeting.done() and not meeting.cancelled() and meeting.exception() is None
+
+
+async def _give_up(meetings: Iterable[asyncio.Task[str]]) -> None:
     meetings = list(meetings)
     for meeting in meetings:
         meeting.cancel()
     await asyncio.gather(*meetings, return_exceptions=True)
 
 
-def _tell_of_failure(meeting: asyncio.Task[None]) -> None:
+def _tell_of_failure(meeting: asyncio.Task[str]) -> None:
     """Say what ended a meeting, if it was a defect: nobody else would."""
     if not meeting.cancelled() and (error := meeting.exception()):
         _log.error(
