@@ -234,8 +234,10 @@ def test_an_own_pod_that_is_none_is_named(
 
 
 def test_nothing_to_discover_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list", "--no-udev"]) == 1
+    assert main(["list", "--no-udev"]) == 2
     assert "needs at least one --device-dir" in capsys.readouterr().err
+    assert main(["list", "--no-udev", "--device-dir", ""]) == 2
+    assert "--device-dir: expected a directory, found ''" in capsys.readouterr().err
 
 
 def test_hotplug_played_from_another_shell(tmp_path: Path) -> None:
@@ -282,9 +284,19 @@ def test_virtual_devices_have_ids_as_the_kernel_writes_them(
     assert [(one.vendor_id, one.product_id) for one in plugged] == [("10c4", "ea60")]
 
 
-def test_a_count_below_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["virtual", "--dir", str(tmp_path / "bus"), "--count", "-1"]) == 2
-    assert capsys.readouterr().err == "usbplugin: --count: expected 0 or more, found -1\n"
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--count", "0"], "--count: expected 1 or more, found 0"),
+        (["--vendor", "zz"], "--vendor: expected four hexadecimal digits, found 'zz'"),
+        (["--as", "ttyUSB7"], "--as: goes with --plug, to plug a device in under another name"),
+    ],
+)
+def test_virtual_flags_that_cannot_be_meant_are_refused(
+    flags: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["virtual", "--dir", str(tmp_path / "bus"), *flags]) == 2
+    assert capsys.readouterr().err == f"usbplugin: {complaint}\n"
 
 
 async def test_a_demo_that_fails_at_its_start_leaves_no_process(

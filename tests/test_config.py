@@ -96,14 +96,21 @@ resources:
         ),
         (
             "resources: [{name: a/b, permissions: rx}]",
-            "resources[0].permissions: expected a string matching regex"
-            " '^(r|w|m|rw|rm|wm|rwm)$', found 'rx'",
+            "resources[0].permissions: expected r, w, m or several of these in this order, such as"
+            " rw, found 'rx'",
         ),
         (
             "resources: [{name: a/b, identity: usb}]",
-            "resources[0].identity: invalid enum value 'usb', found 'usb'",
+            "resources[0].identity: expected auto or serial or location, found 'usb'",
         ),
-        ("resources: {}", "resources: expected array, found {}"),
+        ("retention: 30", "retention: expected a duration such as 30s, 10m or 1.5h, found 30"),
+        (
+            "flapping: {window: 30min}",
+            "flapping.window: expected a duration such as 30s, 10m or 1.5h, found '30min'",
+        ),
+        ("registration: watchr", "registration: expected kubelet or watcher, found 'watchr'"),
+        ("nodes: /dev/ttyUSB*", "nodes: expected a list, found '/dev/ttyUSB*'"),
+        ("resources: {}", "resources: expected a list, found {}"),
         ("resources: []", "resources: expected at least one resource, found none"),
         ("resources: [{}]", "resources[0]: object missing required field name, found {}"),
         (
@@ -260,7 +267,7 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
     path.write_text("resources: 1")
     with pytest.raises(ConfigError) as caught:
         load(path)
-    assert str(caught.value) == f"{path}: resources: expected array, found 1"
+    assert str(caught.value) == f"{path}: resources: expected a list, found 1"
 
 
 def test_an_unreadable_file(tmp_path: Path) -> None:

@@ -286,7 +286,7 @@ class Agent:
     async def _follow_config(self, file: Path, tasks: asyncio.TaskGroup) -> None:
         """Apply the file whenever its text changes; a ConfigMap changes by a swapped link."""
         seen: object = self  # whatever the file holds, it is new at first
-        async for _ in follow(file.parent, asyncio.Event()):
+        async for _ in follow(file.parent, asyncio.Event(), contents=True):
             text = _content(file)
             if text == seen:
                 continue

@@ -14,7 +14,6 @@ from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
-import yaml
 
 from usbplugin.discovery import IdentityMode, Unit
 from usbplugin.discovery.port import DEFAULT_NODES
@@ -24,6 +23,7 @@ from usbplugin.kubelet import Handover
 from usbplugin.kubelet.allocation import DEFAULT_CONTAINER_PATH, PLACEHOLDERS
 from usbplugin.kubelet.names import resource_name_problem
 from usbplugin.kubelet.shares import MOST_SHARES
+from usbplugin.yamltext import read_yaml
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -199,15 +199,7 @@ def parse(text: bytes) -> Config:
 
 
 def _parse(text: bytes) -> Config:
-    try:
-        document: object = yaml.load(text, Loader=_Loader)  # noqa: S506 -- a safe loader
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"is not YAML: {' '.join(str(error).split())}") from error
-    except (ValueError, AttributeError, LookupError, TypeError) as error:
-        # PyYAML trusts tags: what fails depends on how it goes about it.
-        raise ConfigError(
-            f"is not YAML: a value cannot be what it is said to be ({error})"
-        ) from error
+    document = read_yaml(text)
     if document is None:
         document = {}
     if not isinstance(document, dict):
@@ -226,30 +218,6 @@ _shown = reprlib.Repr()
 """As ``repr``, but of a document that unfolds without end only the beginning."""
 _shown.maxlevel, _shown.maxlist, _shown.maxdict = 3, 6, 6
 _shown.maxstring = _shown.maxother = 100
-
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc] # in C or not
-    """Refuses a key that is there twice: YAML forbids it, and PyYAML lets the last one win."""
-
-    def __init__(self, stream: bytes) -> None:
-        super().__init__(stream)
-        self._seen: set[int] = set()
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        # Of each mapping the first call comes before merge keys have added to it.
-        if id(node) not in self._seen:
-            self._seen.add(id(node))
-            lines: dict[tuple[str, str], int] = {}
-            for key, _ in node.value:
-                if not isinstance(key, yaml.ScalarNode):
-                    continue
-                line = key.start_mark.line + 1
-                if first := lines.get((key.tag, key.value)):
-                    raise ConfigError(
-                        f"line {line}: the key {key.value!r} is in line {first} already"
-                    )
-                lines[key.tag, key.value] = line
-        super().flatten_mapping(node)
 
 
 def _validate(config: Config) -> None:
@@ -328,6 +296,23 @@ def _container_path_problem(template: str) -> str:
     return ""
 
 
+def _one_of(choices: type[Enum]) -> str:
+    return " or ".join(str(choice.value) for choice in choices)
+
+
+_A_DURATION = "a duration such as 30s, 10m or 1.5h"
+_EXPECTED = {
+    "retention": _A_DURATION,
+    "window": _A_DURATION,
+    "quiet": _A_DURATION,
+    "unit": _one_of(Unit),
+    "identity": _one_of(IdentityMode),
+    "registration": _one_of(Registration),
+    "permissions": "r, w, m or several of these in this order, such as rw",
+}
+"""By key, what its value has to be, where msgspec would show a pattern, or none of the choices."""
+
+
 def _explain(problem: str, document: object) -> str:
     """Turn msgspec's ``text - at `$.path` `` into ``path: text``, with a hint where one helps."""
     text, _, where = problem.partition(" - at ")
@@ -347,10 +332,13 @@ def _explain(problem: str, document: object) -> str:
         keys = mapping if isinstance(mapping, dict) else ()
         key = next((key for key in keys if not isinstance(key, str)), None)
         text = f"expected text as a key, found {_shown.repr(key)}: put it in quotes"
+    elif expected := _EXPECTED.get(path.rpartition(".")[2]):
+        text = f"expected {expected}, found {_shown.repr(_at(document, path))}"
     else:
         value = _at(document, path)
         text = re.sub(r", got `[^`]+`", "", text).replace("`", "").replace(" | null", "")
-        text = re.sub(r"\bstr\b", "a string", text)
+        for theirs, ours in (("str", "a string"), ("array", "a list"), ("object", "a mapping")):
+            text = re.sub(rf"expected {theirs}\b", f"expected {ours}", text)
         text += f", found {_shown.repr(value)}"
         if "a string" in text and isinstance(value, bool):
             text += " (YAML reads yes, no, on and off as true or false: put it in quotes)"

@@ -19,6 +19,7 @@ from watchdog.events import (
     DirCreatedEvent,
     DirDeletedEvent,
     DirMovedEvent,
+    FileClosedEvent,
     FileCreatedEvent,
     FileDeletedEvent,
     FileMovedEvent,
@@ -38,14 +39,16 @@ _log = logging.getLogger(__name__)
 
 # Without a filter, reading the directory would itself be an event (IN_OPEN), and so without end.
 # All watches must ask for the same: inotify_add_watch(2) replaces the mask of a path it knows.
-_EVENTS: list[type[FileSystemEvent]] = [
+_ALWAYS: list[type[FileSystemEvent]] = [
     DirCreatedEvent,
     DirDeletedEvent,
     DirMovedEvent,
-    FileCreatedEvent,
     FileDeletedEvent,
     FileMovedEvent,
 ]
+_ENTRIES = [*_ALWAYS, FileCreatedEvent]
+# A file that is only just created is empty yet, and an empty one may mean something.
+_CONTENTS = [*_ALWAYS, FileClosedEvent]
 
 _MOST_PASSES = 8
 _CHECK_INTERVAL = 10.0
@@ -53,14 +56,24 @@ _BLIND_CHECK_INTERVAL = 1.0
 
 
 class DirectoryWatch:
-    """Calls back when entries of ``directory`` are created, deleted or renamed.
+    """Calls back when entries of ``directory`` are created, deleted or renamed (or written).
 
     An entry moved out of the directory is noticed half a second late: watchdog waits that long for
     the other half of a rename.
     """
 
-    def __init__(self, directory: Path, on_change: Callable[[], None]) -> None:
-        """Prepare to watch; ``on_change`` runs in watchdog's thread and must return at once."""
+    def __init__(
+        self, directory: Path, on_change: Callable[[], None], *, contents: bool = False
+    ) -> None:
+        """Prepare to watch.
+
+        Args:
+            directory: Need not exist yet.
+            on_change: Runs in watchdog's thread and must return at once.
+            contents: Whether it is files that matter: then they are told of once they have been
+                written, and not when they are created.
+        """
+        self._events = _CONTENTS if contents else _ENTRIES
         self._directory = directory.absolute()  # or it might have no parent
         self._on_change = on_change
         self._observer: BaseObserver | None = None
@@ -150,7 +163,7 @@ class DirectoryWatch:
             inode = _inode(path)
             with suppress(FileNotFoundError):  # it has gone again: the next pass sees that
                 watch = observer.schedule(
-                    _Handler(path, self._heed), str(path), event_filter=_EVENTS
+                    _Handler(path, self._heed), str(path), event_filter=self._events
                 )
                 self._armed[path] = (watch, inode)
         return bool(useless or missing)
@@ -186,19 +199,22 @@ class _Handler(FileSystemEventHandler):
         self._heed(self._path, event)
 
 
-async def follow(directory: Path, changed: asyncio.Event) -> AsyncIterator[None]:
+async def follow(
+    directory: Path, changed: asyncio.Event, *, contents: bool = False
+) -> AsyncIterator[None]:
     """Yield whenever a look at ``directory`` is due: at first, after changes, and now and then.
 
     Args:
         directory: Need not exist yet.
         changed: Set when something changed; to be set by others too who want a look.
+        contents: As for ``DirectoryWatch``.
     """
     loop = asyncio.get_running_loop()
 
     def wake() -> None:
         loop.call_soon_threadsafe(changed.set)
 
-    watch = DirectoryWatch(directory, wake)
+    watch = DirectoryWatch(directory, wake, contents=contents)
     try:
         while True:
             changed.clear()

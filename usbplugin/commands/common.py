@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from usbplugin.config import Config, load
 from usbplugin.discovery import DirectorySource
-from usbplugin.errors import ConfigError, UsbPluginError
+from usbplugin.errors import ConfigError
 from usbplugin.places import Places
 
 if TYPE_CHECKING:
@@ -31,13 +31,15 @@ def sources_of(options: argparse.Namespace, config: Config) -> list[Source]:
     """The sources that ``--udev`` and ``--device-dir`` ask for.
 
     Raises:
-        UsbPluginError: they ask for none.
+        ConfigError: they ask for none, or for a directory without a name.
         DiscoveryError: there is no libudev.
     """
     directories = options.device_dir
     if directories is None:
         value = os.environ.get("USBPLUGIN_DEVICE_DIR", "")
         directories = [directory for directory in value.split(os.pathsep) if directory]
+    if "" in directories:
+        raise ConfigError("--device-dir: expected a directory, found ''")
     sources: list[Source] = [DirectorySource(Path(directory)) for directory in directories]
     if options.udev:
         # Only here: libudev exists on Linux alone.
@@ -45,7 +47,7 @@ def sources_of(options: argparse.Namespace, config: Config) -> list[Source]:
 
         sources.insert(0, UdevSource(config.nodes))
     if not sources:
-        raise UsbPluginError("nothing to discover: --no-udev needs at least one --device-dir")
+        raise ConfigError("nothing to discover: --no-udev needs at least one --device-dir")
     return sources
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 def virtual(options: argparse.Namespace) -> int:
     """Be the bus, or tell the bus of another shell to plug and unplug."""
     directory = Path(options.dir)
+    if options.rename and options.plug is None:
+        raise ConfigError("--as: goes with --plug, to plug a device in under another name")
     command: Command | None = None
     if options.unplug is not None:
         command = Unplug(options.unplug)
@@ -36,8 +39,11 @@ def virtual(options: argparse.Namespace) -> int:
 
 
 def _run_bus(options: argparse.Namespace, directory: Path) -> int:
-    if options.count < 0:
-        raise ConfigError(f"--count: expected 0 or more, found {options.count}")
+    if options.count < 1:
+        raise ConfigError(f"--count: expected 1 or more, found {options.count}")
+    for flag, usb_id in (("--vendor", options.vendor), ("--product", options.product)):
+        if not re.fullmatch("[0-9A-Fa-f]{4}", usb_id):
+            raise ConfigError(f"{flag}: expected four hexadecimal digits, found {usb_id!r}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with VirtualBus(directory) as bus, ControlServer(bus):
         for index in range(options.count):

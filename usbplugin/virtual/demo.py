@@ -60,7 +60,7 @@ class _Teller:
     def check(self, text: str, *, held: bool = True) -> None:
         self.held += held
         self.failed += not held
-        mark = f"{self._green}ok  {self._off}" if held else f"{self._red}FAIL{self._off}"
+        mark = f"{self._green}ok   {self._off}" if held else f"{self._red}FAIL {self._off}"
         print(f"  {mark}{text}", flush=True)
 
 
