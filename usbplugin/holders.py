@@ -27,6 +27,8 @@ _INTERVAL = 300.0
 _SHORTEST_INTERVAL = 1.0
 _INTERVAL_OF_FAILURES = 10.0
 _PATIENCE_OF_WHO_LOOKS = 0.5
+_LONG = 60.0
+"""Seconds of not knowing that a restarted kubelet should not take."""
 
 
 class Holders:
@@ -40,6 +42,7 @@ class Holders:
         self._asked_at = -math.inf
         self._failed = True
         self._complaint = ""
+        self._failing_since: float | None = None
         self._wanted = asyncio.Event()
         self._answered = asyncio.Event()
 
@@ -57,13 +60,10 @@ class Holders:
         try:
             holdings = await self._pod_resources.list()
         except KubeletError as error:
-            # It is away now and then, and asked again soon, perhaps every second.
-            if str(error) != self._complaint:
-                self._complaint = str(error)
-                _log.info("who holds devices is not known now", extra=fields(reason=error))
+            self._complain(error, asked_at)
             self._metrics.holder_queries.add("failed")
         else:
-            self._failed, self._complaint = False, ""
+            self._failed, self._complaint, self._failing_since = False, "", None
             self._metrics.holder_queries.add("ok")
             self._custody.hold(holdings, asked_at)
         self._asked_at = asked_at
@@ -89,6 +89,17 @@ class Holders:
         with suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_OF_WHO_LOOKS):
                 await self._answered.wait()
+
+    def _complain(self, error: KubeletError, now: float) -> None:
+        """The kubelet is away now and then. It is asked again soon, perhaps every second."""
+        if self._failing_since is None:
+            self._failing_since = now
+        lasts = now >= self._failing_since + _LONG
+        complaint = f"{lasts} {error}"
+        if complaint != self._complaint:
+            self._complaint = complaint
+            level = logging.WARNING if lasts else logging.INFO
+            _log.log(level, "who holds devices is not known now", extra=fields(reason=error))
 
     async def _cause(self) -> None:
         """Wait until there is a reason to ask."""

@@ -80,8 +80,11 @@ def events(options: argparse.Namespace) -> int:
     logs.configure("warning", logs.LogFormat.TEXT)
     if options.follow:
         return _until_interrupted(_follow(options))
-    for event in asyncio.run(_past(options)):
+    past = asyncio.run(_past(options))
+    for event in past:
         _print_event(event, as_json=options.json)
+    if not past:
+        print("Nothing has happened yet.", file=sys.stderr)
     return 0
 
 
