@@ -59,6 +59,10 @@ class DirectorySource:
         poller = poll()
         poller.register(self._waker.fileno())
         _log.info("directory source running", extra=fields(directory=self._directory))
+        if not self._directory.is_dir():
+            _log.warning(
+                "a device directory is not there yet", extra=fields(directory=self._directory)
+            )
         reason, noticed, next_rescan = "start", None, 0.0
         try:
             while not self._stopping.is_set():
