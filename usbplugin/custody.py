@@ -17,6 +17,7 @@ from usbplugin.discovery import AllPorts, DeviceNumber, PortPresent, Readiness
 from usbplugin.discovery.fresh import is_unchanged
 from usbplugin.inventory import HealthPolicy, Inventory, Update
 from usbplugin.kubelet.shares import MOST_SHARES, device_of
+from usbplugin.pulse import Pulse
 from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Custody:
         self._cdi = cdi
         self._publish_snapshot = publish
         self._tell = tell
-        self._changed = asyncio.Event()
+        self._changed = Pulse()
         self._unsaved: dict[str, Memory] = {}
         self._handovers = {handover.resource: handover for handover in handovers}
         self._inventory = Inventory(
@@ -167,7 +168,7 @@ class Custody:
             given = self._inventory.handed_over(device.id)
             paths = {port.slot: self._path_given(device, port, given) for port in device.ports}
         self._carry_out(self._inventory.hand_over(device.id, paths, time.monotonic()))
-        self._wake()  # the next holder may well be given what the last one was
+        self._changed.beat()  # the next holder may well be given what the last one was
         self._miss(device.id)
         self._save()  # before the kubelet gets its answer
 
@@ -240,16 +241,12 @@ class Custody:
             self._publish_snapshot(snapshot, noticed)
         self._unsaved |= {memory.id: memory for memory in update.memories}
         if update.changes or update.memories:
-            self._wake()
+            self._changed.beat()
             # The streams first, then files and log.
             loop = asyncio.get_running_loop()
             loop.call_soon(self._save)
             loop.call_soon(_log_changes, update.changes)
             loop.call_soon(self._tell, update.changes)
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
 
     def _forget(self, device_id: str) -> None:
         self._unsaved.pop(device_id, None)

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from usbplugin.errors import KubeletError
+from usbplugin.pulse import Pulse
 from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Holders:
         self._complaint = ""
         self._failing_since: float | None = None
         self._wanted = asyncio.Event()
-        self._answered = asyncio.Event()
+        self._answered = Pulse()
 
     @property
     def can_be_asked(self) -> bool:
@@ -74,8 +75,7 @@ class Holders:
             await self._cause()
             self._wanted.clear()
             await self.ask()
-            self._answered.set()
-            self._answered = asyncio.Event()
+            self._answered.beat()
             await asyncio.sleep(_SHORTEST_INTERVAL)  # a storm is asked about once
 
     async def refresh(self) -> None:

@@ -19,6 +19,7 @@ from usbplugin.errors import AllocationError
 from usbplugin.inventory import Health
 from usbplugin.kubelet.allocation import Handover, allocate, prefer, usable_devices
 from usbplugin.kubelet.listing import ListWriter
+from usbplugin.pulse import Pulse
 from usbplugin.telemetry.logs import fields
 from usbplugin.telemetry.observer import UNOBSERVED, Observer
 
@@ -114,7 +115,7 @@ class DevicePlugin(rpc.DevicePluginServicer):
         self._streams = 0
         self._opened = 0
         self._closed = False
-        self._changed = asyncio.Event()
+        self._changed = Pulse()
 
     @property
     def options(self) -> v1beta1.DevicePluginOptions:
@@ -146,21 +147,17 @@ class DevicePlugin(rpc.DevicePluginServicer):
             self._list = written
             if self._noticed is None:  # what nobody was sent yet counts from its beginning
                 self._noticed = noticed
-            self._wake()
+            self._changed.beat()
 
     def close(self) -> None:
         """End all streams."""
         self._closed = True
-        self._wake()
+        self._changed.beat()
 
     def _unsent_since(self) -> float | None:
         """When that was noticed which is about to be sent; asked once."""
         noticed, self._noticed = self._noticed, None
         return noticed
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
 
     async def GetDevicePluginOptions(  # noqa: N802, D102 -- the API's name
         self, request: v1beta1.Empty, context: _Context

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from usbplugin.pulse import Pulse
 from usbplugin.status.rows import moment
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class History:
         self._events: deque[Event] = deque(maxlen=most)
         self._last = 0
         self._holders: dict[str, tuple[str, ...]] = {}
-        self._more = asyncio.Event()
+        self._more = Pulse()
 
     @property
     def events(self) -> tuple[Event, ...]:
@@ -84,8 +85,7 @@ class History:
                     holders=device.holders,
                 )
             )
-        self._more.set()
-        self._more = asyncio.Event()
+        self._more.beat()
 
     def since(self, sequence: int) -> list[Event]:
         """The events after that one, as far as they are remembered."""
@@ -97,14 +97,13 @@ class History:
         Whoever is slow misses the oldest.
         """
         while True:
-            more = self._more
             if events := self.since(sequence):
                 sequence = events[-1].sequence
                 yield events
                 continue
             with suppress(TimeoutError):
                 async with asyncio.timeout(patience):
-                    await more.wait()
+                    await self._more.wait()
                     continue
             yield []
 

@@ -20,6 +20,7 @@ import grpc
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
 from usbplugin.api import podresources_v1_pb2_grpc as podresources_rpc
+from usbplugin.pulse import Pulse
 from usbplugin.virtual.containers import Container, DeviceManager, Holder
 from usbplugin.virtual.plugin_client import EmbeddedKubeletError, Resource, check_socket_path
 from usbplugin.virtual.registry import KubeletLog, PluginRegistry, Violation
@@ -69,14 +70,14 @@ class EmbeddedKubelet:
         self._pod_resources = pod_resources
         self._watcher = registry
         self._watching: asyncio.Task[None] | None = None
-        self._changed = asyncio.Event()
+        self._changed = Pulse()
         self._server: grpc.aio.Server | None = None
-        self._manager = DeviceManager(self._notify, self._violation, pre_start_timeout)
+        self._manager = DeviceManager(self._changed.beat, self._violation, pre_start_timeout)
         self._registry = PluginRegistry(
             self.directory,
             self._manager,
             self.log,
-            self._notify,
+            self._changed.beat,
             dial_timeout=dial_timeout,
             grace_period=grace_period,
         )
@@ -120,7 +121,7 @@ class EmbeddedKubelet:
                 self._watcher, self._registry.register, self._registry.disconnect
             )
             self._watching = asyncio.create_task(watcher.run())
-        self._notify()
+        self._changed.beat()
 
     async def stop(self) -> None:
         """End all streams and calls. Sockets stay in place, kubelet.sock too; nobody answers there.
@@ -301,10 +302,6 @@ class EmbeddedKubelet:
         if self.log.registrations and (refusal := self.log.registrations[-1].refusal):
             parts.append(f"last registration refused: {refusal}")
         return "; ".join(parts)
-
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
 
     def _violation(self, resource: str, what: str) -> None:
         self.log.violations.append(Violation(time.monotonic(), resource, what))
