@@ -11,14 +11,14 @@ import asyncio
 import math
 import statistics
 import time
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import floor
 from benchmarks.commands import scratch, subject
-from benchmarks.process import DEVICES, process, served
+from benchmarks.process import DEVICES, process, served, threads
 from benchmarks.subject import RESOURCE
 from usbplugin.virtual import EmbeddedKubelet
 
@@ -37,28 +37,6 @@ _LIKELY = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Thread:
-    name: str
-    wakes: int
-    """Voluntary context switches: how often it went to sleep."""
-    cpu: float
-    """Seconds, to the nanosecond."""
-
-
-def _threads(pid: int) -> dict[str, _Thread]:
-    """By ID, those that live."""
-    found = {}
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-            lines = (task / "status").read_text().splitlines()
-            status = dict(line.split(":\t", 1) for line in lines)
-            nanoseconds = int((task / "schedstat").read_text().split()[0])
-            wakes = int(status["voluntary_ctxt_switches"])
-            found[task.name] = _Thread(status["Name"], wakes, nanoseconds / 1e9)
-    return found
-
-
-@dataclass(frozen=True, slots=True)
 class Idleness:
     """Wake-ups a second, and CPU in percent, of all threads and of those that are not gRPC's."""
 
@@ -72,11 +50,11 @@ class _Watch:
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._began = time.monotonic()
-        self._before = _threads(pid)
+        self._before = threads(pid)
 
     def stop(self) -> Idleness:
         seconds = time.monotonic() - self._began
-        now = _threads(self._pid)
+        now = threads(self._pid)
         # What a thread did that has ended meanwhile is not known.
         pairs = [(self._before[each], now[each]) for each in self._before.keys() & now.keys()]
         own = [pair for pair in pairs if not pair[0].name.startswith(_GRPC)]

@@ -6,7 +6,8 @@ import json
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,18 +35,37 @@ def process(*command: str) -> Iterator[int]:
 
 def resident(pid: int) -> float:
     """Resident memory, MiB."""
-    return _status(Path(f"/proc/{pid}/status"), "VmRSS") / 1024
+    return int(_status(Path(f"/proc/{pid}/status"))["VmRSS"].split()[0]) / 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    name: str
+    wakes: int
+    """Voluntary context switches: how often it went to sleep."""
+    cpu: float
+    """Seconds, to the nanosecond."""
+
+
+def threads(pid: int) -> dict[str, Thread]:
+    """By ID, those that live."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            status = _status(task / "status")
+            nanoseconds = int((task / "schedstat").read_text().split()[0])
+            wakes = int(status["voluntary_ctxt_switches"])
+            found[task.name] = Thread(status["Name"], wakes, nanoseconds / 1e9)
+    return found
 
 
 def cpu(pid: int) -> float:
-    """Seconds of CPU used by all threads that live, to the nanosecond."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+    """Seconds of CPU used by all threads that live."""
+    return sum(thread.cpu for thread in threads(pid).values())
 
 
-def _status(path: Path, key: str) -> int:
-    line = next(line for line in path.read_text().splitlines() if line.startswith(key + ":"))
-    return int(line.split()[1])
+def _status(path: Path) -> dict[str, str]:
+    return dict(line.split(":\t", 1) for line in path.read_text().splitlines())
 
 
 @contextmanager
