@@ -114,6 +114,7 @@ class Histories(RuleBasedStateMachine):
                 CdiDirectory(self.root / "cdi"),
                 lambda snapshot, noticed: None,
                 lambda changes: None,
+                lambda moment: None,
             )
             self.custody.apply([all_ports(*(one.port() for one in self.plugged))])
             self.tell_holders()

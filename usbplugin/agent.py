@@ -89,6 +89,7 @@ class Agent:
         self._http_address = http_address
         self._journal = Journal()
         self._metrics = self._journal.metrics
+        self._facts = FactQueue(self._take)
         pod_resources = PodResources(places.pod_resources, places.own_pod)
         self._custody = Custody(
             config.rules(),
@@ -99,6 +100,7 @@ class Agent:
             CdiDirectory(places.cdi_dir),
             self._publish,
             self._changed,
+            self._facts.wake_at,
             holders_can_tell=pod_resources.is_there,
         )
         self._holders = Holders(pod_resources, self._custody, self._metrics)
@@ -115,7 +117,6 @@ class Agent:
         self._front = Front(status, self._metrics, self._journal.history)
         self._unheard = {source.name for source in self._sources}
         self._heard = asyncio.Event()
-        self._facts = FactQueue(self._take)
         self._stopping = asyncio.Event()
 
     @property
@@ -254,11 +255,10 @@ class Agent:
 
     def _take(self, facts: Sequence[Fact]) -> None:
         self._custody.apply(facts)
-        # The streams first, then the clock and the books.
+        # The streams first, then the books.
         asyncio.get_running_loop().call_soon(self._note, facts)
 
     def _note(self, facts: Sequence[Fact]) -> None:
-        self._facts.wake_at(self._custody.deadline)
         self._journal.found(facts)
         if self._unheard:
             self._unheard -= {fact.source for fact in facts if isinstance(fact, AllPorts)}
@@ -270,7 +270,6 @@ class Agent:
             session.publish(snapshot, noticed)
 
     def _changed(self, changes: Sequence[Change]) -> None:
-        self._facts.wake_at(self._custody.deadline)
         self._offer_features()
         self._journal.changed(changes)
 

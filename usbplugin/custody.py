@@ -51,6 +51,7 @@ class Custody:
         cdi: CdiDirectory,
         publish: Callable[[Snapshot, float | None], None],
         tell: Callable[[Sequence[Change]], None],
+        wake_at: Callable[[float | None], None],
         *,
         holders_can_tell: bool = False,
     ) -> None:
@@ -65,6 +66,8 @@ class Custody:
             cdi: The specs that container runtimes read.
             publish: Takes each new snapshot, and when a source noticed what led to it, if it did.
             tell: Told of what has changed, after it was published.
+            wake_at: Told when to call ``apply`` at the latest, with no facts if need be:
+                ``time.monotonic`` seconds, or None; replaces what it was told before.
             holders_can_tell: Whether the kubelet can be asked who holds what.
         """
         self._links = links
@@ -72,6 +75,7 @@ class Custody:
         self._cdi = cdi
         self._publish_snapshot = publish
         self._tell = tell
+        self._wake_at = wake_at
         self._changed = Pulse()
         self._unsaved: dict[str, Memory] = {}
         self._handovers = {handover.resource: handover for handover in handovers}
@@ -82,11 +86,6 @@ class Custody:
             time.monotonic(),
             holders_can_tell=holders_can_tell,
         )
-
-    @property
-    def deadline(self) -> float | None:
-        """When to call ``apply`` at the latest; ``time.monotonic`` seconds."""
-        return self._inventory.deadline
 
     @property
     def awaits_holders(self) -> bool:
@@ -240,13 +239,17 @@ class Custody:
                 self._cdi.write(snapshot, handover)
             self._publish_snapshot(snapshot, noticed)
         self._unsaved |= {memory.id: memory for memory in update.memories}
+        # The streams first, then the clock, files and log.
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self._set_clock)
         if update.changes or update.memories:
             self._changed.beat()
-            # The streams first, then files and log.
-            loop = asyncio.get_running_loop()
             loop.call_soon(self._save)
             loop.call_soon(_log_changes, update.changes)
             loop.call_soon(self._tell, update.changes)
+
+    def _set_clock(self) -> None:
+        self._wake_at(self._inventory.deadline)
 
     def _forget(self, device_id: str) -> None:
         self._unsaved.pop(device_id, None)

@@ -60,6 +60,7 @@ class Keeper:
             CdiDirectory(root / "cdi"),
             lambda snapshot, noticed: None,
             lambda changes: None,
+            lambda moment: None,
         )
 
     @property
