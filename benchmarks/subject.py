@@ -18,7 +18,7 @@ from usbplugin.agent import Agent
 from usbplugin.config import Config, Flapping
 from usbplugin.discovery import AllPorts, DeviceNumber, Port, PortGone, PortPresent, UsbInterface
 from usbplugin.discovery.entry import Descriptors
-from usbplugin.places import Places
+from usbplugin.foundation.places import Places
 from usbplugin.telemetry import logs
 
 if TYPE_CHECKING:

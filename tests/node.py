@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 from usbplugin.agent import Agent
 from usbplugin.config import Config, Flapping
 from usbplugin.discovery import DirectorySource
-from usbplugin.places import Places
+from usbplugin.foundation.places import Places
 from usbplugin.virtual.kubelet import EmbeddedKubelet
 from usbplugin.virtual.ttys import Descriptors, VirtualBus, VirtualPort
 

@@ -20,10 +20,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.support import all_ports, gone, present, usb_port
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
-from usbplugin.custody import Custody
+from usbplugin.custody import CdiDirectory, Custody, LinkDirectory, Offer, StateStore
+from usbplugin.deviceplugin import DevicePlugin
 from usbplugin.discovery import DeviceNumber, Port, UsbInterface
-from usbplugin.inventory import HealthPolicy, Holding, ResourceRule, Selector
-from usbplugin.kubelet import CdiDirectory, DevicePlugin, Handover, LinkDirectory, MemoryStore
+from usbplugin.inventory import HealthPolicy, HeldDevice, ResourceRule, Selector
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +66,7 @@ class Container:
     resource: str
     path: str
     runs_with: DeviceNumber | None = None
-    holding: Holding = field(init=False)
+    holding: HeldDevice = field(init=False)
 
 
 class AbortedError(Exception):
@@ -107,10 +107,10 @@ class Histories(RuleBasedStateMachine):
         def start() -> None:
             self.custody = Custody(
                 self.resource_rules,
-                [Handover(one.name) for one in self.resource_rules],
+                [Offer(one.name) for one in self.resource_rules],
                 POLICY,
                 LinkDirectory(self.root),
-                MemoryStore(self.root),
+                StateStore(self.root),
                 CdiDirectory(self.root / "cdi"),
                 lambda snapshot, noticed: None,
                 lambda changes: None,
@@ -142,7 +142,7 @@ class Histories(RuleBasedStateMachine):
 
     def plugin(self, resource: str) -> DevicePlugin:
         return DevicePlugin(
-            Handover(resource), self.custody.snapshot(resource), self.custody, lambda: None
+            Offer(resource), self.custody.snapshot(resource), self.custody, lambda: None
         )
 
     @rule(which=st.integers(0, 4), node=st.sampled_from(NODES), place=st.sampled_from("67"))
@@ -200,7 +200,7 @@ class Histories(RuleBasedStateMachine):
         self.resource_rules = [only_first] * split + [ResourceRule(SERIAL)]
         self.run(
             lambda: self.custody.reconfigure(
-                self.resource_rules, [Handover(one.name) for one in self.resource_rules], POLICY
+                self.resource_rules, [Offer(one.name) for one in self.resource_rules], POLICY
             )
         )
 
@@ -226,7 +226,7 @@ class Histories(RuleBasedStateMachine):
         assert hardware is not None
         self.count += 1
         container = Container(device.id, hardware, device.resource, spec.host_path)
-        container.holding = Holding(device.resource, device.id, f"default/pod{self.count}/main")
+        container.holding = HeldDevice(device.resource, device.id, f"default/pod{self.count}/main")
         self.containers[f"pod{self.count}"] = container
         self.start(f"pod{self.count}")
 

@@ -27,7 +27,7 @@ def test_imports_point_down_the_flow_only() -> None:
 
 def test_serve_without_the_udev_source_loads_no_pyudev() -> None:
     code = (
-        "import sys, usbplugin.agent, usbplugin.config\n"
+        "import sys, usbplugin.agent.agent, usbplugin.config.config\n"
         "sys.exit('pyudev' in sys.modules or 'usbplugin.virtual' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

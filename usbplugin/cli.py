@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from usbplugin import __version__
 from usbplugin.errors import ConfigError, UsbPluginError
-from usbplugin.places import Places
+from usbplugin.foundation.places import Places
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -3,10 +3,10 @@
 ::
 
     UsbPluginError
-    ├── ConfigError        the operator wrote something that cannot be meant
+    ├── ConfigError        the operator wrote something that makes no sense
     ├── DiscoveryError     a source cannot see ports (any longer)
     ├── KubeletError       the kubelet refused us, or cannot be reached
-    ├── AllocationError    a device cannot be handed over; carries the gRPC status
+    ├── AllocationError    a device cannot be given to a container; carries the gRPC status
     ├── DaemonError        the daemon of this node does not answer as it should
     └── VirtualTtyError    a virtual tty cannot be made or controlled
 

@@ -9,10 +9,10 @@ from tests.discovery.test_directory import plug, pull
 from tests.discovery.test_sysfs import FakeSysfs
 from tests.fuzz.support import SERIAL, AbortedError, Context, Keeper, answer, within_loop
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
+from usbplugin.custody import Offer
 from usbplugin.discovery import DirectorySource, Port, PortPresent
 from usbplugin.discovery.fresh import is_unchanged
 from usbplugin.discovery.sysfs import read_tty
-from usbplugin.kubelet import Handover
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +52,7 @@ def test_no_container_starts_with_a_device_that_was_swapped_unseen(tmp_path: Pat
     devices.mkdir()
     plug(devices, "ttyUSB0", "FIRST")
     (port,) = DirectorySource(devices).scan()
-    keeper = Keeper(tmp_path / "node", Handover(SERIAL))
+    keeper = Keeper(tmp_path / "node", Offer(SERIAL))
     within_loop(lambda: keeper.custody.apply([PortPresent("dev", port)]))
     (device,) = keeper.custody.devices
     request = v1beta1.PreStartContainerRequest(devices_ids=[device.id])

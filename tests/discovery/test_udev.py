@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from usbplugin.discovery import AllPorts, udev
-from usbplugin.watch import DirectoryWatch
+from usbplugin.foundation.watch import DirectoryWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from usbplugin.custody import Custody
+from usbplugin.custody import CdiDirectory, Custody, LinkDirectory, Offer, StateStore
+from usbplugin.deviceplugin import DevicePlugin
 from usbplugin.discovery.identity import ID_FORM
 from usbplugin.inventory import HealthPolicy, ResourceRule
-from usbplugin.kubelet import CdiDirectory, DevicePlugin, Handover, LinkDirectory, MemoryStore
 from usbplugin.telemetry import logs
 
 if TYPE_CHECKING:
@@ -48,15 +48,15 @@ class Context:
 class Keeper:
     """A custody, its plugin, and the directory that it may write to."""
 
-    def __init__(self, root: Path, handover: Handover) -> None:
+    def __init__(self, root: Path, offer: Offer) -> None:
         self.root = root
-        self.handover = handover
+        self.offer = offer
         self.custody = Custody(
-            [ResourceRule(handover.resource)],
-            [handover],
+            [ResourceRule(offer.resource)],
+            [offer],
             HealthPolicy(),
             LinkDirectory(root / "links"),
-            MemoryStore(root / "links"),
+            StateStore(root / "links"),
             CdiDirectory(root / "cdi"),
             lambda snapshot, noticed: None,
             lambda changes: None,
@@ -66,8 +66,8 @@ class Keeper:
     @property
     def plugin(self) -> DevicePlugin:
         return DevicePlugin(
-            self.handover,
-            self.custody.snapshot(self.handover.resource),
+            self.offer,
+            self.custody.snapshot(self.offer.resource),
             self.custody,
             lambda: None,
         )

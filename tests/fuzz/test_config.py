@@ -111,8 +111,8 @@ def check_use(config: Config) -> None:
     """What follows from a configuration works, too."""
     Inventory(config.rules(), config.health_policy())
     assert all(warning.isprintable() for warning in config.warnings())
-    for handover in config.handovers():
-        path = handover.container_path.format(name="ttyUSB0", device=0, port=0)
+    for offer in config.offers():
+        path = offer.container_path.format(name="ttyUSB0", device=0, port=0)
         assert path.startswith("/")
         assert "," not in path
         assert path.isprintable()

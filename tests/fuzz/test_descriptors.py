@@ -23,19 +23,19 @@ from tests.fuzz.support import (
 )
 from tests.support import all_ports
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
+from usbplugin.custody import Offer
 from usbplugin.discovery import DeviceNumber, DirectorySource, IdentityMode, Port, PortPresent, Unit
 from usbplugin.discovery.identity import ID_FORM, ID_LENGTH, candidate_ids
 from usbplugin.discovery.port import printable
 from usbplugin.discovery.sysfs import read_tty
 from usbplugin.inventory import Health
-from usbplugin.kubelet import Handover
-from usbplugin.nodefeatures import features
+from usbplugin.status.nodefeatures import features
 
 if TYPE_CHECKING:
     from tests.fuzz.support import AbortedError
 
 NULL = DeviceNumber.of(os.stat("/dev/null").st_rdev)
-HANDOVER = Handover(SERIAL, by_id_links=True)
+HANDOVER = Offer(SERIAL, by_id_links=True)
 
 # What the kernel makes of a string descriptor: UTF-8 of any UTF-16, perhaps with half a pair.
 descriptors = st.binary(max_size=126) | st.text(max_size=126).map(
@@ -74,7 +74,7 @@ def test_from_sysfs_to_the_container(
             "ttyACM0" if modem else "ttyUSB0", "/dev/null", NULL, tty.usb, tty.path, tty.driver
         )
         check_port(port)
-        hand_over(Keeper(root / "node", HANDOVER), port)
+        grant(Keeper(root / "node", HANDOVER), port)
 
 
 def check_port(port: Port) -> None:
@@ -84,7 +84,7 @@ def check_port(port: Port) -> None:
             assert all(ID_FORM.fullmatch(one) and len(one) <= ID_LENGTH for one in candidates)
 
 
-def hand_over(keeper: Keeper, port: Port) -> None:
+def grant(keeper: Keeper, port: Port) -> None:
     """Plug it in, and give it to a container."""
     within_loop(lambda: keeper.custody.apply([PortPresent("udev", port)]))
     (device,) = keeper.custody.devices
@@ -159,4 +159,4 @@ def test_from_a_side_file_to_the_container(name: str, content: bytes) -> None:
         (port,) = DirectorySource(devices).scan()
         check_port(port)
         if port.usb:
-            hand_over(Keeper(root / "node", HANDOVER), port)
+            grant(Keeper(root / "node", HANDOVER), port)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.fuzz.support import directory
 from usbplugin.api import podresources_v1_pb2 as v1
 from usbplugin.errors import KubeletError
-from usbplugin.inventory import Holding
+from usbplugin.inventory import HeldDevice
 from usbplugin.kubelet import PodResources
 
 if TYPE_CHECKING:
@@ -69,12 +69,12 @@ class Liar(grpc.GenericRpcHandler):
 
 async def check(pod_resources: PodResources, answer: bytes) -> None:
     try:
-        holdings = await pod_resources.list()
+        held = await pod_resources.list()
     except KubeletError as error:
         assert "cannot ask" in str(error)
         assert str(error).isprintable()
     else:
-        assert all(isinstance(holding, Holding) for holding in holdings)
+        assert all(isinstance(held_device, HeldDevice) for held_device in held)
         v1.ListPodResourcesResponse.FromString(answer)
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tests.fuzz.support import SERIAL, AbortedError, Context, Keeper, answer, directory, within_loop
 from tests.support import present, usb_port
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
+from usbplugin.custody import Offer
 from usbplugin.discovery import DeviceNumber
-from usbplugin.kubelet import Handover
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ ids = (
 @pytest.fixture(params=[1, 3], ids=["unshared", "shared"], scope="module")
 def keeper(request: pytest.FixtureRequest) -> Iterator[Keeper]:
     with directory() as root:
-        keeper = Keeper(root, Handover(SERIAL, shares=request.param))
+        keeper = Keeper(root, Offer(SERIAL, shares=request.param))
         ports = [
             usb_port(f"ttyUSB{n}", serial=f"SN{n}", node="/dev/null", number=DeviceNumber(1, 3))
             for n in range(3)

@@ -15,8 +15,8 @@ from tests.fuzz.support import SERIAL, Keeper, directory
 from tests.support import present, usb_port
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
+from usbplugin.custody import Offer
 from usbplugin.discovery import DeviceNumber
-from usbplugin.kubelet import Handover
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +63,7 @@ async def say(path: Path, talk: Sequence[bytes]) -> None:
 @example(talks=[[http2.opening(), http2.frame(http2.DATA, 0, 1, b"\0\xff\xff\xff\xff")]])
 def test_any_bytes(talks: Sequence[Sequence[bytes]]) -> None:
     async def serve(root: Path) -> None:
-        keeper = Keeper(root, Handover(SERIAL))
+        keeper = Keeper(root, Offer(SERIAL))
         keeper.custody.apply([present(usb_port(node="/dev/null", number=DeviceNumber(1, 3)))])
         path = root / "plugin.sock"
         server = grpc.aio.server()

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from tests.discovery.test_sysfs import FakeSysfs
 from tests.fuzz.support import SERIAL, Keeper, directory, log_lines
-from tests.fuzz.test_descriptors import hand_over
+from tests.fuzz.test_descriptors import grant
+from usbplugin.custody import Offer
 from usbplugin.discovery import DeviceNumber, Readiness, sightings
 from usbplugin.discovery.libudev import DatabaseEntry, is_serial_link
 from usbplugin.discovery.sightings import Sightings
 from usbplugin.errors import DiscoveryError
-from usbplugin.kubelet import Handover
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,4 +99,4 @@ def test_any_entry_of_the_database(entry: DatabaseEntry, heard: Sequence[str]) -
             links=port.links,
             readiness=Readiness.READY,
         )
-        hand_over(Keeper(root / "node", Handover(SERIAL, by_id_links=True)), whole)
+        grant(Keeper(root / "node", Offer(SERIAL, by_id_links=True)), whole)

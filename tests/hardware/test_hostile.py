@@ -65,7 +65,7 @@ async def test_hostile_descriptors_reach_nothing_unescaped(gadget: GadgetFactory
                 found[-1].add(device_id)
                 assert re.fullmatch(r"usb-2341:0043-[A-Za-z0-9_.:-]+-if00", device_id)
                 assert len(device_id) <= 63
-                await hand_over(node, device_id, device.nodes[0])
+                await grant(node, device_id, device.nodes[0])
             device.remove()
             for node in nodes:
                 await node.healthy()
@@ -83,7 +83,7 @@ async def test_hostile_descriptors_reach_nothing_unescaped(gadget: GadgetFactory
     assert by_place == ["blanks", "empty", "none"]
 
 
-async def hand_over(node: HardwareNode, device_id: str, path: str) -> None:
+async def grant(node: HardwareNode, device_id: str, path: str) -> None:
     container = await node.kubelet.run_container(SERIAL)
     for name, value in container.envs.items():
         assert re.fullmatch(r"[A-Z_]+", name)

@@ -1,4 +1,4 @@
-"""Health with memory: retention and holders, flapping, displacement, groups, restarts."""
+"""Health with state: retention and holders, flapping, displacement, groups, restarts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tests.support import all_ports, gone, present, usb_port
 from usbplugin.discovery import Port, Unit
 from usbplugin.inventory import (
     Device,
+    DeviceState,
     Health,
     HealthPolicy,
-    Holding,
+    HeldDevice,
     Inventory,
-    Memory,
     ResourceRule,
     Selector,
     Update,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SERIAL = "usbplugin/serial"
 POLICY = HealthPolicy()
 A = "usb-0403:6001-A5069RR4-if00"
-POD = Holding(SERIAL, A, "default/gps/main")
+POD = HeldDevice(SERIAL, A, "default/gps/main")
 
 
 class Replay:
@@ -35,7 +35,7 @@ class Replay:
     def __init__(self, rule: ResourceRule = ResourceRule(SERIAL)) -> None:  # noqa: B008 -- frozen
         self.rule = rule
         self.now = 100.0
-        self.disk: dict[str, Memory] = {}
+        self.disk: dict[str, DeviceState] = {}
         self.inventory = Inventory([rule], POLICY)
 
     def restart(self) -> None:
@@ -49,13 +49,13 @@ class Replay:
         self.now += seconds
         return self()
 
-    def hand_over(self, device_id: str = A) -> None:
+    def grant(self, device_id: str = A) -> None:
         device = self.device(device_id)
         paths = {port.slot: f"/run/usbplugin/{device_id}/{port.slot}" for port in device.ports}
-        self._done(self.inventory.hand_over(device_id, paths, self.now))
+        self._done(self.inventory.grant(device_id, paths, self.now))
 
-    def hold(self, *holdings: Holding) -> dict[str, Health]:
-        return self._done(self.inventory.hold(holdings, self.now, self.now))
+    def hold(self, *held: HeldDevice) -> dict[str, Health]:
+        return self._done(self.inventory.hold(held, self.now, self.now))
 
     def device(self, device_id: str = A) -> Device:
         device = self.inventory.find(device_id)
@@ -63,8 +63,8 @@ class Replay:
         return device
 
     def _done(self, update: Update) -> dict[str, Health]:
-        for memory in update.memories:
-            self.disk[memory.id] = memory
+        for state in update.to_save:
+            self.disk[state.id] = state
         for change in update.changes:
             if change.after is None:
                 self.disk.pop(change.device.id, None)
@@ -89,7 +89,7 @@ def test_a_holder_alone_makes_a_device_known() -> None:
 
 
 def test_holders_of_other_resources_are_none_of_ours() -> None:
-    assert Replay().hold(Holding("vendor.com/gpu", "gpu0", "default/x/y")) == {}
+    assert Replay().hold(HeldDevice("vendor.com/gpu", "gpu0", "default/x/y")) == {}
 
 
 def test_five_departures_in_a_minute_are_flapping() -> None:
@@ -137,7 +137,7 @@ def moved() -> Port:
 def displaced() -> Replay:
     replay = Replay()
     replay(present(usb_port()))
-    replay.hand_over()
+    replay.grant()
     replay.hold(POD)
     replay(gone(usb_port()))
     replay(present(moved()))
@@ -150,7 +150,7 @@ def test_a_held_device_under_other_numbers_is_displaced_until_its_container_star
     assert replay.device().reason == (
         "/dev/ttyUSB3 is 188:3 now, its container has 188:0: restart the container"
     )
-    replay.hand_over()
+    replay.grant()
     assert replay() == {A: Health.READY}
 
 
@@ -170,7 +170,7 @@ def test_right_after_allocate_the_kubelets_no_does_not_count_yet() -> None:
     replay = Replay()
     replay(present(usb_port()))
     replay.hold()
-    replay.hand_over()
+    replay.grant()
     replay.now += POLICY.holder_grace / 2
     replay.hold()
     replay(gone(usb_port()))
@@ -183,7 +183,7 @@ def test_without_a_kubelet_to_ask_nothing_is_displaced() -> None:
     """For nobody would tell when the pod is gone, and the device would never be usable again."""
     replay = Replay()
     replay(present(usb_port()))
-    replay.hand_over()
+    replay.grant()
     replay(gone(usb_port()))
     assert replay(present(moved())) == {A: Health.READY}
 
@@ -191,7 +191,7 @@ def test_without_a_kubelet_to_ask_nothing_is_displaced() -> None:
 def test_without_pre_start_nothing_is_displaced() -> None:
     replay = Replay(ResourceRule(SERIAL, checks_starts=False))
     replay(present(usb_port()))
-    replay.hand_over()
+    replay.grant()
     replay.hold(POD)
     replay(gone(usb_port()))
     assert replay(present(moved())) == {A: Health.READY}
@@ -200,12 +200,12 @@ def test_without_pre_start_nothing_is_displaced() -> None:
 def test_a_container_that_had_ended_before_is_not_displaced() -> None:
     replay = Replay()
     replay(present(usb_port()))
-    replay.hand_over()
+    replay.grant()
     replay.hold(POD)
     replay(gone(usb_port()))
     replay.inventory.container_ended(A, replay.now)
     assert replay(present(moved())) == {A: Health.READY}
-    assert replay.inventory.handed_over(A)["if00"].path == f"/run/usbplugin/{A}/if00"
+    assert replay.inventory.granted(A)["if00"].path == f"/run/usbplugin/{A}/if00"
 
 
 def test_the_swap() -> None:
@@ -215,8 +215,8 @@ def test_the_swap() -> None:
     replay = Replay()
     replay(present(one), present(other))
     for device_id in ids:
-        replay.hand_over(device_id)
-    replay.hold(*(Holding(SERIAL, device_id, f"default/{device_id}/main") for device_id in ids))
+        replay.grant(device_id)
+    replay.hold(*(HeldDevice(SERIAL, device_id, f"default/{device_id}/main") for device_id in ids))
     replay(gone(one), gone(other))
     swapped = (
         msgspec.structs.replace(one, name="ttyUSB1", node="/dev/ttyUSB1", number=other.number),
@@ -224,14 +224,14 @@ def test_the_swap() -> None:
     )
     health = replay(*map(present, swapped))
     assert health == dict.fromkeys(ids, Health.DISPLACED)
-    replay.hand_over(ids[0])
+    replay.grant(ids[0])
     assert replay() == {ids[0]: Health.READY, ids[1]: Health.DISPLACED}
 
 
 def test_the_swap_is_seen_over_a_restart_of_the_plugin() -> None:
     replay = Replay()
     replay(present(usb_port()))
-    replay.hand_over()
+    replay.grant()
     replay.hold(POD)
     replay.restart()
     replay(all_ports(moved()))
@@ -320,7 +320,7 @@ def test_a_modem_that_returns_with_fewer_ports_is_taken_as_it_is_in_time() -> No
 
 def test_but_not_while_somebody_holds_it() -> None:
     replay = modem()
-    replay.hold(Holding(SERIAL, MODEM, "default/modem/main"))
+    replay.hold(HeldDevice(SERIAL, MODEM, "default/modem/main"))
     replay(*map(gone, PORTS))
     replay(*map(present, PORTS[:2]))
     assert replay.wait(10 * POLICY.group_patience) == {MODEM: Health.INCOMPLETE}
@@ -345,8 +345,8 @@ def test_two_modems_of_one_serial_are_two_devices() -> None:
 
 def test_a_displaced_port_displaces_the_modem() -> None:
     replay = modem()
-    replay.hand_over(MODEM)
-    replay.hold(Holding(SERIAL, MODEM, "default/modem/main"))
+    replay.grant(MODEM)
+    replay.hold(HeldDevice(SERIAL, MODEM, "default/modem/main"))
     replay(gone(PORTS[3]))
     far = msgspec.structs.replace(PORTS[3], name="ttyUSB9", number=usb_port("ttyUSB9").number)
     assert replay(present(far)) == {MODEM: Health.DISPLACED}
@@ -402,7 +402,7 @@ def test_new_rules_publish_what_a_resource_has_lost_and_nothing_else() -> None:
 def test_who_holds_a_device_under_its_old_resource_keeps_it_from_the_new_one() -> None:
     replay = Replay()
     replay(present(usb_port()))
-    replay.hand_over()
+    replay.grant()
     replay.hold(POD)
     zigbee = ResourceRule("usbplugin/zigbee")
     successor = replay.inventory.reconfigured([zigbee], POLICY, replay.now)
@@ -442,7 +442,7 @@ def test_a_modem_that_moves_is_one_device_in_whatever_order_its_ports_come() -> 
 def test_until_the_kubelet_has_said_who_holds_what_the_memory_counts() -> None:
     replay = Replay()
     replay(present(usb_port()))
-    replay.hand_over()
+    replay.grant()
     far = msgspec.structs.replace(usb_port(), name="ttyUSB7", number=usb_port("ttyUSB7").number)
     restarted = Inventory(
         [replay.rule], POLICY, replay.disk.values(), replay.now, holders_can_tell=True

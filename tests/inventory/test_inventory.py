@@ -9,7 +9,7 @@ from usbplugin.inventory import (
     Device,
     Health,
     HealthPolicy,
-    Holding,
+    HeldDevice,
     Inventory,
     ResourceRule,
     Selector,
@@ -283,14 +283,14 @@ def test_a_twin_that_was_forgotten_is_not_taken_for_the_one_that_is_remembered(
     one, other = usb_port("ttyUSB0", location="1"), usb_port("ttyUSB1", location="2")
     replay = Replay()
     replay(present(one))
-    replay.inventory.hold([Holding(SERIAL, A, "default/pod/main")], replay.now, replay.now)
+    replay.inventory.hold([HeldDevice(SERIAL, A, "default/pod/main")], replay.now, replay.now)
     replay(present(other))
     replay(gone(other))
     replay.now += RETENTION + 1
     assert replay(gone(one)) == {A: Health.UNPLUGGED}
     if restarted:
-        memory = replay.inventory.memory(A)
-        replay.inventory = Inventory((ResourceRule(SERIAL),), memories=[memory], now=replay.now)
+        state = replay.inventory.state(A)
+        replay.inventory = Inventory((ResourceRule(SERIAL),), states=[state], now=replay.now)
     replay.now += 1
     assert replay(present(other)) == {
         A: Health.UNPLUGGED,

@@ -218,8 +218,8 @@ class RealKubelet(DeviceNodes):
 
     async def holders(self) -> dict[str, str]:
         """Who holds which device, as PodResources tells."""
-        holdings = await self.pod_resources().list()
-        return {holding.device_id: holding.holder for holding in holdings}
+        held = await self.pod_resources().list()
+        return {holding.device_id: holding.holder for holding in held}
 
     def create_pod(self, name: str, resource: str = SERIAL, count: int = 1, init: str = "") -> None:
         """Have the kubelet run a static pod with so many devices; ``init`` is a script."""

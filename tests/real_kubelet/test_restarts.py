@@ -147,8 +147,8 @@ async def answers(pod_resources: PodResources) -> AsyncIterator[list[dict[str, s
     async def ask() -> None:
         while True:
             with suppress(KubeletError):
-                holdings = await pod_resources.list()
-                found.append({holding.device_id: holding.holder for holding in holdings})
+                held = await pod_resources.list()
+                found.append({holding.device_id: holding.holder for holding in held})
             await asyncio.sleep(0)
 
     asking = asyncio.create_task(ask())

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.node import SERIAL, Node
-from usbplugin.client import Daemon
 from usbplugin.config import Config
+from usbplugin.deviceplugin.service import DevicePlugin
 from usbplugin.discovery import DirectorySource, Port, Post
+from usbplugin.foundation.supervision import Part
 from usbplugin.kubelet import probe
-from usbplugin.kubelet.plugin import DevicePlugin
 from usbplugin.status import health
+from usbplugin.status.client import Daemon
 from usbplugin.status.health import LONGEST_SILENCE, Report, Verdict, liveness, source_part
-from usbplugin.supervision import Part
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

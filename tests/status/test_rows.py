@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tests.support import all_ports, gone, present, usb_port
+from usbplugin.commands.table import scan
 from usbplugin.discovery import Port, Post, Unit
 from usbplugin.inventory import HealthPolicy, Inventory, ResourceRule, Selector
-from usbplugin.listing import scan
 from usbplugin.status.rows import Row, rows
 
 FTDI = ResourceRule("a/ftdi", (Selector(vendor="0403"),))

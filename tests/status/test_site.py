@@ -16,11 +16,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.node import SERIAL, Node
-from usbplugin.client import Daemon
 from usbplugin.config import Config, Flapping
 from usbplugin.discovery import AllPorts, Port, Post
 from usbplugin.errors import DaemonError, DiscoveryError
 from usbplugin.status import site
+from usbplugin.status.client import Daemon
 from usbplugin.telemetry.catalogue import METRICS
 from usbplugin.virtual import UnexpectedAdmissionError
 from usbplugin.virtual.ttys import Descriptors

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from usbplugin.config import Config, load
 from usbplugin.discovery import DirectorySource
 from usbplugin.errors import ConfigError
-from usbplugin.places import Places
+from usbplugin.foundation.places import Places
 
 if TYPE_CHECKING:
     import argparse

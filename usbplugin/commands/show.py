@@ -15,21 +15,21 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from usbplugin.client import Daemon
+from usbplugin.commands.hardware import Hardware
 from usbplugin.commands.screen import Screen
+from usbplugin.commands.table import scan, table
 from usbplugin.errors import UsbPluginError
-from usbplugin.listing import scan, table
-from usbplugin.live import Hardware
-from usbplugin.places import Places
+from usbplugin.foundation.places import Places
+from usbplugin.status.client import Daemon
 from usbplugin.telemetry import logs
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Coroutine
 
-    from usbplugin.client import Document
     from usbplugin.config import Config
     from usbplugin.discovery import Source
+    from usbplugin.status.client import Document
     from usbplugin.status.rows import Row
 
 _NOTHING = "No serial ports found. Is the device plugged in, and its driver loaded? See dmesg."

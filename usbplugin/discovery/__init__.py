@@ -15,6 +15,7 @@ from usbplugin.discovery.port import (
     Readiness,
     UsbInterface,
 )
+from usbplugin.discovery.queue import FactQueue
 from usbplugin.discovery.source import Listener, Post, Source
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "DeviceNumber",
     "DirectorySource",
     "Fact",
+    "FactQueue",
     "IdentityMode",
     "Listener",
     "Port",

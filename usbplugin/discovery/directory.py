@@ -19,8 +19,8 @@ from usbplugin.discovery.entry import NoPort, read_entry
 from usbplugin.discovery.port import AllPorts, Port
 from usbplugin.discovery.source import Waker
 from usbplugin.errors import DiscoveryError
+from usbplugin.foundation.watch import DirectoryWatch
 from usbplugin.telemetry.logs import fields
-from usbplugin.watch import DirectoryWatch
 
 if TYPE_CHECKING:
     from usbplugin.discovery.source import Post

@@ -23,8 +23,8 @@ from usbplugin.discovery.port import DEFAULT_NODES, AllPorts, PortGone, PortPres
 from usbplugin.discovery.sightings import Look, Sightings
 from usbplugin.discovery.source import Waker
 from usbplugin.errors import DiscoveryError
+from usbplugin.foundation.watch import DirectoryWatch
 from usbplugin.telemetry.logs import fields
-from usbplugin.watch import DirectoryWatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from usbplugin.config import Config
-from usbplugin.places import Places
+from usbplugin.foundation.places import Places
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

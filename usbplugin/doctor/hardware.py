@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from usbplugin.doctor.finding import Finding, Node, fail, ok, warn
 from usbplugin.errors import DiscoveryError
-from usbplugin.watch import DirectoryWatch
+from usbplugin.foundation.watch import DirectoryWatch
 
 if TYPE_CHECKING:
     from usbplugin.discovery import Port, Source

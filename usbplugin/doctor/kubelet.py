@@ -7,12 +7,12 @@ import os
 import tempfile
 from typing import TYPE_CHECKING
 
-from usbplugin.client import Daemon
 from usbplugin.config import Registration
 from usbplugin.doctor.finding import Finding, Node, fail, ok, warn
 from usbplugin.errors import DaemonError, KubeletError
 from usbplugin.kubelet import PluginDirectory, PodResources
 from usbplugin.kubelet.probe import kubelet_silence
+from usbplugin.status.client import Daemon
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,7 +68,7 @@ def check_holders(node: Node) -> Finding:
             else "start the kubelet, or name its socket with --pod-resources",
         )
     try:
-        holdings = asyncio.run(pod_resources.list())
+        held = asyncio.run(pod_resources.list())
     except KubeletError as error:
         return warn(
             f"{error}; {consequence}",
@@ -76,8 +76,8 @@ def check_holders(node: Node) -> Finding:
             " have started, or --own-pod is wrong",
         )
     ours = {resource.name for resource in node.config.resources}
-    held = [h for h in holdings if h.resource in ours]
-    return ok(f"the kubelet tells who holds devices: {len(held)} of ours are held")
+    count = sum(device.resource in ours for device in held)
+    return ok(f"the kubelet tells who holds devices: {count} of ours are held")
 
 
 def check_links(node: Node) -> Finding:
@@ -93,7 +93,7 @@ def check_links(node: Node) -> Finding:
 
 def check_cdi(node: Node) -> Finding:
     """Whether CDI specs can be written, if any are to be."""
-    if not any(handover.cdi for handover in node.config.handovers()):
+    if not any(offer.cdi for offer in node.config.offers()):
         return ok("no resource is handed over by CDI")
     if problem := _shared_directory_problem(node, node.places.cdi_dir, "--cdi-dir"):
         return problem

@@ -1,6 +1,14 @@
 """The inventory: what the ports are, who they are, and how they fare. Pure: no I/O in here."""
 
-from usbplugin.inventory.device import Change, Device, HandedOver, Holding, Memory, Snapshot, Update
+from usbplugin.inventory.device import (
+    Change,
+    Device,
+    DeviceState,
+    GrantedPort,
+    HeldDevice,
+    Snapshot,
+    Update,
+)
 from usbplugin.inventory.health import Health, HealthPolicy
 from usbplugin.inventory.inventory import Inventory
 from usbplugin.inventory.selector import ResourceRule, Selector, first_match
@@ -8,12 +16,12 @@ from usbplugin.inventory.selector import ResourceRule, Selector, first_match
 __all__ = [
     "Change",
     "Device",
-    "HandedOver",
+    "DeviceState",
+    "GrantedPort",
     "Health",
     "HealthPolicy",
-    "Holding",
+    "HeldDevice",
     "Inventory",
-    "Memory",
     "ResourceRule",
     "Selector",
     "Snapshot",

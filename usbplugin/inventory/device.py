@@ -61,7 +61,7 @@ class Change(msgspec.Struct, frozen=True):
     """None if the device is no longer remembered."""
 
 
-class HandedOver(msgspec.Struct, frozen=True):
+class GrantedPort(msgspec.Struct, frozen=True):
     """What a container was given for one port."""
 
     number: DeviceNumber | None
@@ -70,14 +70,14 @@ class HandedOver(msgspec.Struct, frozen=True):
     """Path on the host that the kubelet replays whenever the container is restarted."""
 
 
-class Memory(msgspec.Struct, frozen=True):
+class DeviceState(msgspec.Struct, frozen=True):
     """What has to be known of a device after a restart of the plugin."""
 
     id: str
     resource: str
     ports: tuple[Port, ...]
-    handed_over: dict[str, HandedOver] = {}
-    """By slot."""
+    granted: dict[str, GrantedPort] = msgspec.field(name="handed_over", default_factory=dict)
+    """By slot. Version 0.1 wrote it under the name that it has on disk still."""
     absent_since: float | None = None
     """Seconds of CLOCK_MONOTONIC, which a restart of the plugin does not touch."""
     has_twin: bool = False
@@ -90,12 +90,12 @@ class Update(msgspec.Struct, frozen=True):
     snapshots: tuple[Snapshot, ...] = ()
     """Of those resources whose devices changed, and no others."""
     changes: tuple[Change, ...] = ()
-    memories: tuple[Memory, ...] = ()
-    """What has to be remembered anew."""
+    to_save: tuple[DeviceState, ...] = ()
+    """What has to be on disk anew."""
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
+class HeldDevice:
     """Somebody holds a device."""
 
     resource: str

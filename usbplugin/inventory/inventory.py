@@ -24,7 +24,7 @@ from usbplugin.discovery.identity import (
     fingerprint,
     is_device_id,
 )
-from usbplugin.inventory.device import Change, Device, HandedOver, Memory, Snapshot, Update
+from usbplugin.inventory.device import Change, Device, DeviceState, GrantedPort, Snapshot, Update
 from usbplugin.inventory.health import Health, HealthPolicy
 from usbplugin.inventory.record import Key, Record
 from usbplugin.inventory.selector import ResourceRule, first_match
@@ -32,7 +32,7 @@ from usbplugin.inventory.selector import ResourceRule, first_match
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from usbplugin.inventory.device import Holding
+    from usbplugin.inventory.device import HeldDevice
 
 MOST_ABSENT = 256
 """Unplugged devices remembered at most: a device that invents serials must not fill the memory."""
@@ -45,7 +45,7 @@ class Inventory:
         self,
         rules: Sequence[ResourceRule],
         policy: HealthPolicy = HealthPolicy(),
-        memories: Iterable[Memory] = (),
+        states: Iterable[DeviceState] = (),
         now: float = 0.0,
         *,
         holders_can_tell: bool = False,
@@ -55,7 +55,7 @@ class Inventory:
         Args:
             rules: The resources, first match wins; their names are unique.
             policy: How long things are remembered and waited for.
-            memories: What an earlier inventory wanted to be remembered.
+            states: What an earlier inventory wanted to be remembered.
             now: Seconds of the clock that ``apply`` uses.
             holders_can_tell: Whether the kubelet can be asked who holds what: until it answers,
                 what was handed over counts as held.
@@ -71,10 +71,10 @@ class Inventory:
         self._asked_at = -math.inf if holders_can_tell else None
         self._dirty: set[str] = set()
         self._published: dict[str, Device] = {}
-        self._remembered: dict[str, Memory] = {}
+        self._saved: dict[str, DeviceState] = {}
         self._snapshots = {rule.name: Snapshot(rule.name) for rule in self._rules}
-        for memory in memories:
-            self._restore(memory, now)
+        for state in states:
+            self._restore(state, now)
 
     def snapshot(self, resource: str) -> Snapshot:
         """The latest snapshot of a resource.
@@ -93,14 +93,14 @@ class Inventory:
         """All ports that are present, also those that belong to no resource or are settling."""
         return self._ports
 
-    def handed_over(self, device_id: str) -> Mapping[str, HandedOver]:
+    def granted(self, device_id: str) -> Mapping[str, GrantedPort]:
         """What the container that holds a device was given, by slot; empty if nobody was."""
         record = self._records.get(device_id)
-        return record.handed_over if record else {}
+        return record.granted if record else {}
 
-    def memory(self, device_id: str) -> Memory:
+    def state(self, device_id: str) -> DeviceState:
         """What is to be remembered of a device that is listed."""
-        return self._remembered[device_id]
+        return self._saved[device_id]
 
     def reconfigured(
         self, rules: Sequence[ResourceRule], policy: HealthPolicy, now: float
@@ -109,9 +109,9 @@ class Inventory:
         successor = Inventory(rules, policy)
         successor._asked_at = self._asked_at
         for record in self._records.values():
-            if copy := successor._restore(record.memory(), now):
+            if copy := successor._restore(record.state(), now):
                 copy.holders, copy.departures = record.holders, record.departures
-                copy.held_as, copy.handed_over_at = record.held_as, record.handed_over_at
+                copy.held_as, copy.granted_at = record.held_as, record.granted_at
                 copy.health, copy.since = record.health, record.since
                 # If the new rules give it another ID, nothing is left of this one.
                 copy.listed, copy.was_listed = not record.present, record.listed
@@ -152,7 +152,7 @@ class Inventory:
                     self._replace(source, ports, now)
         return self._conclude(now)
 
-    def hand_over(self, device_id: str, paths: Mapping[str, str], now: float) -> Update:
+    def grant(self, device_id: str, paths: Mapping[str, str], now: float) -> Update:
         """A container gets the device, or gets it anew, under its present numbers.
 
         Args:
@@ -161,10 +161,10 @@ class Inventory:
             now: As for ``apply``.
         """
         record = self._records[device_id]
-        record.handed_over = {
-            slot: HandedOver(record.ports[slot].number, path) for slot, path in paths.items()
+        record.granted = {
+            slot: GrantedPort(record.ports[slot].number, path) for slot, path in paths.items()
         }
-        record.handed_over_at = now
+        record.granted_at = now
         self._dirty.add(device_id)
         return self._conclude(now)
 
@@ -176,34 +176,34 @@ class Inventory:
         record = self._records.get(device_id)
         if record is None:
             return Update()
-        record.handed_over = {
-            slot: HandedOver(None, given.path) for slot, given in record.handed_over.items()
+        record.granted = {
+            slot: GrantedPort(None, given.path) for slot, given in record.granted.items()
         }
         self._dirty.add(device_id)
         return self._conclude(now)
 
-    def hold(self, holdings: Iterable[Holding], asked_at: float, now: float) -> Update:
+    def hold(self, held: Iterable[HeldDevice], asked_at: float, now: float) -> Update:
         """These are all who hold a device, by the kubelet's word; it was asked at ``asked_at``."""
         self._asked_at = asked_at
         holders: dict[str, set[str]] = defaultdict(set)
         held_as: dict[str, set[str]] = defaultdict(set)
         by_name = {rule.name: rule for rule in self._rules}
-        for holding in holdings:
-            if holding.device_id not in self._records:
-                rule = by_name.get(holding.resource)
-                if rule is None or not is_device_id(holding.device_id):
+        for one in held:
+            if one.device_id not in self._records:
+                rule = by_name.get(one.resource)
+                if rule is None or not is_device_id(one.device_id):
                     continue  # another plugin's: ours have no such names
                 # Nothing else is known of it, but the kubelet reports an unlisted one as healthy.
-                self._records[holding.device_id] = Record(holding.device_id, rule, listed=True)
-            holders[holding.device_id].add(holding.holder)
-            held_as[holding.device_id].add(holding.resource)
+                self._records[one.device_id] = Record(one.device_id, rule, listed=True)
+            holders[one.device_id].add(one.holder)
+            held_as[one.device_id].add(one.resource)
         for record in self._records.values():
             found = tuple(sorted(holders.get(record.id, ()))), frozenset(held_as.get(record.id, ()))
             if found != (record.holders, record.held_as):
                 record.holders, record.held_as = found
                 self._dirty.add(record.id)
-            if record.handed_over and not record.is_held(asked_at, self._policy):
-                record.handed_over = {}
+            if record.granted and not record.is_held(asked_at, self._policy):
+                record.granted = {}
                 self._dirty.add(record.id)
         return self._conclude(now)
 
@@ -307,28 +307,28 @@ class Inventory:
             record.claims()
         )
 
-    def _restore(self, memory: Memory, now: float) -> Record | None:
+    def _restore(self, state: DeviceState, now: float) -> Record | None:
         """Know a device again; None if it belongs to no resource any longer."""
-        matches = (rule for port in memory.ports if (rule := first_match(self._rules, port)))
-        same = (rule for rule in self._rules if rule.name == memory.resource)
+        matches = (rule for port in state.ports if (rule := first_match(self._rules, port)))
+        same = (rule for rule in self._rules if rule.name == state.resource)
         rule = next(same, None) or next(matches, None)
         if rule is None:
             return None
         record = Record(
-            memory.id,
+            state.id,
             rule,
-            ports={port.slot: port for port in memory.ports},
-            handed_over=dict(memory.handed_over),
-            has_twin=memory.has_twin,
+            ports={port.slot: port for port in state.ports},
+            granted=dict(state.granted),
+            has_twin=state.has_twin,
             listed=True,
             # Held until the kubelet's first word, which counts at once.
-            handed_over_at=now - self._policy.holder_grace if memory.handed_over else -math.inf,
+            granted_at=now - self._policy.holder_grace if state.granted else -math.inf,
             health=Health.UNPLUGGED,
-            since=now if memory.absent_since is None else min(memory.absent_since, now),
+            since=now if state.absent_since is None else min(state.absent_since, now),
         )
-        self._records[memory.id] = record
-        self._remembered[memory.id] = memory
-        self._dirty.add(memory.id)
+        self._records[state.id] = record
+        self._saved[state.id] = state
+        self._dirty.add(state.id)
         return record
 
     def _conclude(self, now: float) -> Update:
@@ -354,7 +354,7 @@ class Inventory:
                 self._dirty.add(record.id)
 
     def _publish(self) -> Update:
-        changes, memories = [], []
+        changes, states = [], []
         touched: set[str] = set()
         for device_id in sorted(self._dirty):
             record = self._records.get(device_id)
@@ -363,12 +363,12 @@ class Inventory:
             if record is not None and record.health is not None:
                 record.listed = True
                 after = record.device(record.health)
-                memory = record.memory()
-                if self._remembered.get(device_id) != memory:
-                    self._remembered[device_id] = memory
-                    memories.append(memory)
+                state = record.state()
+                if self._saved.get(device_id) != state:
+                    self._saved[device_id] = state
+                    states.append(state)
             else:
-                self._remembered.pop(device_id, None)
+                self._saved.pop(device_id, None)
             if after is not None:
                 self._published[device_id] = after
             elif before is not None:
@@ -392,5 +392,5 @@ class Inventory:
         return Update(
             tuple(self._snapshots[resource] for resource in sorted(touched)),
             tuple(changes),
-            tuple(memories),
+            tuple(states),
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from usbplugin.discovery.identity import Fingerprint, Unit, descriptors, fingerprint
-from usbplugin.inventory.device import Device, HandedOver, Memory
+from usbplugin.inventory.device import Device, DeviceState, GrantedPort
 from usbplugin.inventory.health import Health, HealthPolicy
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ class Record:
     """By slot, as last seen: all the ports that the device is known to have."""
     present: dict[str, Key] = field(default_factory=dict)
     """By slot: the ports that are there now."""
-    handed_over: dict[str, HandedOver] = field(default_factory=dict)
+    granted: dict[str, GrantedPort] = field(default_factory=dict)
     """By slot: what the container that holds the device was given."""
-    handed_over_at: float = _LONG_AGO
+    granted_at: float = _LONG_AGO
     holders: tuple[str, ...] = ()
     held_as: frozenset[str] = frozenset()
     """The resources of which the kubelet counts it as allocated; a reload may have moved it."""
@@ -73,19 +73,19 @@ class Record:
             asked_at: When the kubelet was last asked who holds what; None if it cannot be.
             policy: Says how soon after Allocate the kubelet's answer counts.
         """
-        return bool(self.holders) or self._was_just_handed_over(asked_at, policy)
+        return bool(self.holders) or self._was_just_granted(asked_at, policy)
 
     def awaits_holders(self, asked_at: float | None, policy: HealthPolicy) -> bool:
         """Whether the kubelet's next word on who holds it will decide something, or show it."""
         if self.holders:
             # One more holder may have come since.
             is_settled = self.health is Health.READY
-            return not is_settled or self._was_just_handed_over(asked_at, policy)
-        return bool(self.handed_over)
+            return not is_settled or self._was_just_granted(asked_at, policy)
+        return bool(self.granted)
 
-    def _was_just_handed_over(self, asked_at: float | None, policy: HealthPolicy) -> bool:
+    def _was_just_granted(self, asked_at: float | None, policy: HealthPolicy) -> bool:
         """Whether the kubelet's last word on its holders came too early to count."""
-        return asked_at is not None and self.handed_over_at + policy.holder_grace > asked_at
+        return asked_at is not None and self.granted_at + policy.holder_grace > asked_at
 
     def assess(self, asked_at: float | None, policy: HealthPolicy, now: float) -> None:
         """Set health, reason, and when to look again."""
@@ -162,7 +162,7 @@ class Record:
             return ""
         moved = [
             f"{port.node} is {port.number} now, its container has {given.number}"
-            for slot, given in self.handed_over.items()
+            for slot, given in self.granted.items()
             if (port := self.ports.get(slot)) and given.number not in (None, port.number)
         ]
         return f"{'; '.join(moved)}: restart the container" if moved else ""
@@ -193,13 +193,13 @@ class Record:
             holders=self.holders,
         )
 
-    def memory(self) -> Memory:
+    def state(self) -> DeviceState:
         """What has to be known of it after a restart of the plugin."""
-        return Memory(
+        return DeviceState(
             id=self.id,
             resource=self.rule.name,
             ports=tuple(self.ports[slot] for slot in sorted(self.ports)),
-            handed_over=dict(self.handed_over),
+            granted=dict(self.granted),
             absent_since=None if self.present else self.since,
             has_twin=self.has_twin,
         )

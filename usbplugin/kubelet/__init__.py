@@ -1,26 +1,16 @@
-"""The kubelet's side: plugins that stream snapshots and allocate, kept registered by sessions."""
+"""What any front needs of a kubelet: its sockets, both ways to register, and who holds what.
 
-from usbplugin.kubelet.allocation import Handover
-from usbplugin.kubelet.cdi import CdiDirectory
+It knows the kubelet's rules and nothing of the fronts that live by them.
+"""
+
 from usbplugin.kubelet.directory import PluginDirectory
-from usbplugin.kubelet.links import LinkDirectory
-from usbplugin.kubelet.memory import MemoryStore
-from usbplugin.kubelet.plugin import DevicePlugin
 from usbplugin.kubelet.podresources import PodResources
 from usbplugin.kubelet.registration import ClassicRegistrar, Registrar, WatcherRegistrar
-from usbplugin.kubelet.session import Session, State
 
 __all__ = [
-    "CdiDirectory",
     "ClassicRegistrar",
-    "DevicePlugin",
-    "Handover",
-    "LinkDirectory",
-    "MemoryStore",
     "PluginDirectory",
     "PodResources",
     "Registrar",
-    "Session",
-    "State",
     "WatcherRegistrar",
 ]

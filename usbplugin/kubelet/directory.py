@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from usbplugin.errors import KubeletError
+from usbplugin.foundation.watch import follow
 from usbplugin.telemetry.logs import fields
-from usbplugin.watch import follow
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 
 from usbplugin.api import podresources_v1_pb2 as v1
 from usbplugin.errors import KubeletError
-from usbplugin.inventory import Holding
+from usbplugin.inventory import HeldDevice
 from usbplugin.kubelet.directory import CHANNEL_OPTIONS, unix_target
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class PodResources:
         except OSError:
             return False
 
-    async def list(self) -> tuple[Holding, ...]:
+    async def list(self) -> tuple[HeldDevice, ...]:
         """Everything that containers of this node hold, of all resources.
 
         Raises:
@@ -84,7 +84,7 @@ class PodResources:
                 f" without {self._own_pod}, which is our own"
             )
         return tuple(
-            Holding(
+            HeldDevice(
                 devices.resource_name, device_id, f"{pod.namespace}/{pod.name}/{container.name}"
             )
             for pod in answer.pod_resources

@@ -9,8 +9,8 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from usbplugin.deviceplugin import State
 from usbplugin.inventory import Health
-from usbplugin.kubelet import State
 from usbplugin.status.health import learns_by
 from usbplugin.telemetry import catalogue
 from usbplugin.telemetry.instruments import Labels, Readings
@@ -18,10 +18,10 @@ from usbplugin.telemetry.instruments import Labels, Readings
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
+    from usbplugin.deviceplugin import Session
     from usbplugin.discovery import Source
+    from usbplugin.foundation.supervision import Part
     from usbplugin.inventory import Device
-    from usbplugin.kubelet import Session
-    from usbplugin.supervision import Part
 
 _HEALTHS = ("healthy", "unhealthy")
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from usbplugin.deviceplugin import State
 from usbplugin.discovery import Listener
-from usbplugin.kubelet import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from usbplugin.deviceplugin import Session
     from usbplugin.discovery import Source
-    from usbplugin.kubelet import Session
-    from usbplugin.supervision import Part
+    from usbplugin.foundation.supervision import Part
 
 LONGEST_SILENCE = 180.0
 """A source lists all its ports every minute at least."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from usbplugin.pulse import Pulse
+from usbplugin.foundation.pulse import Pulse
 from usbplugin.status.rows import moment
 
 if TYPE_CHECKING:

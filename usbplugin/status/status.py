@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from usbplugin.custody import Custody
+    from usbplugin.deviceplugin import Session
     from usbplugin.discovery import Source
+    from usbplugin.foundation.supervision import Part
     from usbplugin.inventory import ResourceRule
-    from usbplugin.kubelet import Session
-    from usbplugin.supervision import Part
     from usbplugin.telemetry.instruments import Readings
 
 _FRESH = 1.0

@@ -20,7 +20,7 @@ import grpc
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
 from usbplugin.api import podresources_v1_pb2_grpc as podresources_rpc
-from usbplugin.pulse import Pulse
+from usbplugin.foundation.pulse import Pulse
 from usbplugin.virtual.containers import Container, DeviceManager, Holder
 from usbplugin.virtual.plugin_client import EmbeddedKubeletError, Resource, check_socket_path
 from usbplugin.virtual.registry import KubeletLog, PluginRegistry, Violation

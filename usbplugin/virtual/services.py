@@ -20,8 +20,8 @@ from usbplugin.api import pluginregistration_v1_pb2 as registration
 from usbplugin.api import pluginregistration_v1_pb2_grpc as registration_rpc
 from usbplugin.api import podresources_v1_pb2 as v1
 from usbplugin.api import podresources_v1_pb2_grpc as podresources_rpc
+from usbplugin.foundation.watch import follow
 from usbplugin.telemetry.logs import fields
-from usbplugin.watch import follow
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable

@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from usbplugin.config import Config, load, parse
+from usbplugin.discovery import IdentityMode
+from usbplugin.errors import ConfigError
+from usbplugin.inventory import Selector
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def error(text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(text.encode())
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_nothing_at_all_means_every_port_is_usbplugin_serial() -> None:
+    assert parse(b"") == Config()
+    (resource,) = Config().resources
+    assert resource.name == "usbplugin/serial"
+    assert resource.selectors == ()
+
+
+def test_a_full_configuration() -> None:
+    config = parse(b"""
+nodes: [/dev/ttyUSB*]
+resources:
+  - name: usbplugin/zigbee
+    selectors:
+      - {vendor: "10c4", product: ea60, productName: "*Zigbee*"}
+      - serial: "0x00124B*"
+    identity: location
+    permissions: rwm
+    containerPath: /dev/zigbee
+    byIdLinks: true
+  - name: example.com/modem
+    selectors: [{driver: option, interface: 2}]
+""")
+    zigbee, modem = config.resources
+    assert zigbee.identity is IdentityMode.LOCATION
+    assert zigbee.selectors[0] == Selector(vendor="10c4", product="ea60", product_name="*Zigbee*")
+    offer, _ = config.offers()
+    assert offer.container_path == "/dev/zigbee"
+    assert offer.by_id_links
+    assert modem.selectors[0].interface == 2
+    assert config.nodes == ("/dev/ttyUSB*",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("resorces: []", "unknown key 'resorces'; did you mean 'resources'?"),
+        (
+            "resources: [{name: a/b, selector: []}]",
+            "resources[0]: unknown key 'selector'; did you mean 'selectors'?",
+        ),
+        (
+            "resources: [{name: a/b, selectors: [{vid: 1}]}]",
+            "resources[0].selectors[0]: unknown key 'vid'; known here: vendor, product, serial,"
+            " manufacturer, productName, driver, interface, location, node",
+        ),
+        (
+            "resources: [{name: a/b, selectors: [{product: 6001}]}]",
+            "resources[0].selectors[0].product: expected a string, found 6001 (YAML reads digits as"
+            " a number, after a leading 0 as an octal one: put them in quotes)",
+        ),
+        (
+            "resources: [{name: a/b, selectors: [{vendor: 0403}]}]",
+            "resources[0].selectors[0].vendor: expected a string, found 259 (YAML reads digits as"
+            " a number, after a leading 0 as an octal one: put them in quotes)",
+        ),
+        (
+            "resources: [{name: a/b, selectors: [{serial: yes}]}]",
+            "resources[0].selectors[0].serial: expected a string, found True (YAML reads yes, no,"
+            " on and off as true or false: put it in quotes)",
+        ),
+        (
+            "resources: [{name: a/b, cdi: 3}]",
+            "resources[0].cdi: expected bool, found 3",
+        ),
+        ("{1: 2}", "expected text as a key, found 1: put it in quotes"),
+        (
+            "resources: [{name: a/b, yes: 2}]",
+            "resources[0]: expected text as a key, found True: put it in quotes",
+        ),
+        (
+            "nodes: []\nresources:\n- name: a/b\n  cdi: true\n  'name': a/c",
+            "line 5: the key 'name' is in line 3 already",
+        ),
+        (
+            "resources: [{name: a/b, permissions: rx}]",
+            "resources[0].permissions: expected r, w, m or several of these in this order, such as"
+            " rw, found 'rx'",
+        ),
+        (
+            "resources: [{name: a/b, identity: usb}]",
+            "resources[0].identity: expected auto or serial or location, found 'usb'",
+        ),
+        ("retention: 30", "retention: expected a duration such as 30s, 10m or 1.5h, found 30"),
+        (
+            "flapping: {window: 30min}",
+            "flapping.window: expected a duration such as 30s, 10m or 1.5h, found '30min'",
+        ),
+        ("registration: watchr", "registration: expected kubelet or watcher, found 'watchr'"),
+        ("nodes: /dev/ttyUSB*", "nodes: expected a list, found '/dev/ttyUSB*'"),
+        ("resources: {}", "resources: expected a list, found {}"),
+        ("resources: []", "resources: expected at least one resource, found none"),
+        ("resources: [{}]", "resources[0]: object missing required field name, found {}"),
+        (
+            "resources: [{name: a/b}, {name: a/b}]",
+            "resources[1].name: 'a/b' is the name of resources[0] already; give both selectors to"
+            " one resource instead",
+        ),
+        ("[1, 2]", "expected a mapping with the key resources, found a list"),
+        ("just text", "expected a mapping with the key resources, found 'just text'"),
+        ("nodes: [ttyUSB0]", "nodes[0]: expected a glob below /dev/, found 'ttyUSB0'"),
+        (
+            "resources: [{name: a/b, selectors: [{vendor: FTDI}]}]",
+            "resources[0].selectors[0].vendor: expected four hexadecimal digits, as lsusb prints"
+            " them, or a glob, found 'FTDI'",
+        ),
+        (
+            "resources: [{name: a/b, selectors: [{vendor: '403'}]}]",
+            "resources[0].selectors[0].vendor: expected four hexadecimal digits, found '403'",
+        ),
+        (
+            "resources: [{name: a/b, selectors: [{interface: 256}]}]",
+            "resources[0].selectors[0].interface: expected a number from 0 to 255, found 256",
+        ),
+        (
+            "resources: [{name: a/b, containerPath: '/dev/{serial}'}]",
+            "resources[0].containerPath: expected no other placeholders than {name}, {device} and"
+            " {port}, found '/dev/{serial}'",
+        ),
+        (
+            "resources: [{name: a/b, containerPath: zigbee}]",
+            "resources[0].containerPath: expected an absolute path without commas, found 'zigbee'",
+        ),
+        (
+            "resources: [{name: a/b, containerPath: '/dev/{name:>9}'}]",
+            "resources[0].containerPath: expected no other placeholders than {name}, {device} and"
+            " {port}, found '/dev/{name:>9}'",
+        ),
+        *(
+            (
+                f"resources: [{{name: {name}, cdi: true}}]",
+                "resources[0].cdi: expected false: CDI's vendor and class, unlike the parts of a"
+                " resource's name, begin with a letter and have two characters or more",
+            )
+            for name in ("3gpp.org/serial", "usbplugin/4g", "usbplugin/a")
+        ),
+    ],
+)
+def test_errors_name_the_place_what_was_found_and_what_was_expected(
+    text: str, message: str
+) -> None:
+    assert error(text) == message
+
+
+def test_text_that_is_not_yaml() -> None:
+    assert error("resources: [").startswith("is not YAML: ")
+
+
+def test_a_value_that_is_not_what_its_tag_says() -> None:
+    message = error("retention: !!timestamp x")
+    assert message.startswith("is not YAML: a value cannot be what it is said to be (")
+
+
+def test_keys_that_are_merged_may_be_there_twice() -> None:
+    config = parse(b"""
+resources:
+  - &first {name: a/b, permissions: r}
+  - &second {<<: *first, name: a/c}
+  - {<<: *second, name: a/d, permissions: rw}
+""")
+    assert [(r.name, r.permissions) for r in config.resources] == [
+        ("a/b", "r"),
+        ("a/c", "r"),
+        ("a/d", "rw"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\xff\xfe\xfa",
+        b"a: !!python/object:os.system x",
+        b"{" * 5000,
+        b"a: &a [*a]",
+        b"a: !!timestamp x",
+        b"a: !!int ''",
+        b"a: !!bool x",
+        b"? [1]\n: 2",
+    ],
+)
+def test_hostile_yaml_is_an_error_too(text: bytes) -> None:
+    with pytest.raises(ConfigError):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("serial", "expected domain/name"),
+        ("kubernetes.io/serial", "kubernetes.io is reserved"),
+        ("x.kubernetes.io/serial", "kubernetes.io is reserved"),
+        ("my-kubernetes.io/serial", "kubernetes.io is reserved"),
+        ("requests.example.com/serial", "does not begin with 'requests.'"),
+        ("Example.com/serial", "lower-case DNS name"),
+        ("example.com/" + "x" * 64, "at most 63"),
+        ("example.com/a/b", "at most 63"),
+        ("example.com/-x", "at most 63"),
+        ("x" * 250 + ".io/a", "lower-case DNS name"),
+    ],
+)
+def test_resource_names_follow_the_kubelets_rules(name: str, problem: str) -> None:
+    message = error(f"resources: [{{name: '{name}'}}]")
+    assert message.startswith("resources[0].name: ")
+    assert problem in message
+
+
+@pytest.mark.parametrize("name", ["usbplugin/serial", "a.b-c.io/X_1.y", "kubernetes.io.example/a"])
+def test_good_resource_names(name: str) -> None:
+    assert parse(f"resources: [{{name: {name}}}]".encode()).resources[0].name == name
+
+
+def test_an_empty_selector_that_shadows_later_resources_is_warned_of() -> None:
+    config = parse(b"""
+resources:
+  - {name: a/all, selectors: [{}]}
+  - {name: a/zigbee, selectors: [{vendor: "10c4"}]}
+""")
+    assert config.warnings() == [
+        "resources[1]: a/zigbee never gets a device, for a/all before it matches every port:"
+        " move that one to the end"
+    ]
+    assert Config().warnings() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "warned_of"),
+    [
+        ("resources: [{name: usbplugin/gps, cdi: true}]", True),
+        ("cdi: true", True),
+        ("{cdi: true, resources: [{name: usbplugin/gps, containerPath: /dev/gps}]}", False),
+        ("{cdi: true, resources: [{name: usbplugin/gps, cdi: false}]}", False),
+    ],
+)
+def test_a_name_that_cdi_cannot_keep_is_warned_of(text: str, *, warned_of: bool) -> None:
+    warnings = [
+        "resources[0]: with cdi and {name} in containerPath, after a replug the node in the"
+        " container has another name than its environment says: write a path without {name}, such"
+        " as /dev/modem{port}"
+    ]
+    assert parse(text.encode()).warnings() == (warnings if warned_of else [])
+
+
+def test_errors_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("resources: 1")
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert str(caught.value) == f"{path}: resources: expected a list, found 1"
+
+
+def test_an_unreadable_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "missing.yaml")
+    assert str(caught.value) == (
+        f"{tmp_path}/missing.yaml: cannot be read: No such file or directory"
+    )
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load(tmp_path)

@@ -1,0 +1,326 @@
+"""The composition root: builds sources, inventory and sessions, and keeps them all running.
+
+Everything but the sources lives in one event loop; facts come in from the sources' threads, and
+are turned into snapshots there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING
+
+from usbplugin.config import Registration, load
+from usbplugin.custody import CdiDirectory, Custody, LinkDirectory, StateStore
+from usbplugin.custody.holders import Holders
+from usbplugin.deviceplugin import Session
+from usbplugin.discovery import AllPorts, FactQueue
+from usbplugin.errors import ConfigError
+from usbplugin.foundation.supervision import Part, supervise
+from usbplugin.foundation.watch import follow
+from usbplugin.kubelet import ClassicRegistrar, PluginDirectory, PodResources, WatcherRegistrar
+from usbplugin.status.health import session_part, source_part
+from usbplugin.status.journal import Journal
+from usbplugin.status.listeners import Front
+from usbplugin.status.nodefeatures import NodeFeatures
+from usbplugin.status.status import Status
+from usbplugin.telemetry.logs import fields
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from pathlib import Path
+
+    from usbplugin.config import Config
+    from usbplugin.custody import Offer
+    from usbplugin.discovery import Fact, Source
+    from usbplugin.foundation.places import Places
+    from usbplugin.inventory import Change, ResourceRule, Snapshot
+    from usbplugin.kubelet import Registrar
+    from usbplugin.status.listeners import Address
+    from usbplugin.telemetry.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+
+_FIRST_SCAN_TIMEOUT = 3.0
+_STOP_TIMEOUT = 3.0
+
+
+class Agent:
+    """A running usbplugin."""
+
+    def __init__(
+        self,
+        config: Config,
+        sources: Sequence[Source],
+        places: Places,
+        config_file: Path | None = None,
+        http_address: Address | None = None,
+    ) -> None:
+        """Put the parts together; ``run`` starts them.
+
+        Args:
+            config: What the operator wants.
+            sources: Where ports are discovered; their names are unique.
+            places: Where on this node things are.
+            config_file: Where ``config`` came from: followed, and applied when it changes.
+            http_address: Where to serve metrics and health, if anywhere.
+        """
+        self._config = config
+        self._config_file = config_file
+        self._sources = tuple(sources)
+        self._places = places
+        self._directory = PluginDirectory(places.kubelet_dir)
+        self._sessions: dict[str, Session] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._helpers: list[asyncio.Task[None]] = []
+        self._parts = {
+            part.name: part for part in (Part(source_part(s.name)) for s in self._sources)
+        }
+        self._http_address = http_address
+        self._journal = Journal()
+        self._metrics = self._journal.metrics
+        self._facts = FactQueue(self._take)
+        pod_resources = PodResources(places.pod_resources, places.own_pod)
+        self._custody = Custody(
+            config.rules(),
+            config.offers(),
+            config.health_policy(),
+            LinkDirectory(places.link_dir),
+            StateStore(places.link_dir),
+            CdiDirectory(places.cdi_dir),
+            self._publish,
+            self._changed,
+            self._facts.wake_at,
+            holders_can_tell=pod_resources.is_there,
+        )
+        self._holders = Holders(pod_resources, self._custody, self._metrics)
+        self._features = NodeFeatures(places.features_dir)
+        status = Status(
+            self._custody,
+            self._rules,
+            self._sources,
+            self._sessions,
+            self._parts,
+            self._journal.listed_at,
+            self._holders.refresh,
+        )
+        self._front = Front(status, self._metrics, self._journal.history)
+        self._unheard = {source.name for source in self._sources}
+        self._heard = asyncio.Event()
+        self._stopping = asyncio.Event()
+
+    @property
+    def custody(self) -> Custody:
+        """The devices, as they are now."""
+        return self._custody
+
+    @property
+    def metrics(self) -> Metrics:
+        """What has been counted so far."""
+        return self._metrics
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Serve until ``stopping`` is set; then end streams and remove our sockets.
+
+        Links stay: containers that run may be restarted while no plugin does.
+        """
+        self._stopping = stopping
+        with ThreadPoolExecutor(len(self._sources) or 1, "source") as threads:
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    self._helpers = [
+                        tasks.create_task(
+                            self._front.open(self._http_address, self._places.control_socket)
+                        ),
+                        # A defect in there ends the process: what it knows is worth nothing then.
+                        tasks.create_task(self._facts.run()),
+                        *(
+                            tasks.create_task(self._run_source(source, threads))
+                            for source in self._sources
+                        ),
+                    ]
+                    # The kubelet takes the first list for the whole truth: know it before.
+                    await self._learn_everything()
+                    for offer in self._config.offers():
+                        self._open_session(offer, tasks)
+                    self._watch(self._directory, tasks)
+                    self._watch(self._registrar().directory, tasks)
+                    self._help("holders", self._holders.watch, tasks)
+                    if file := self._config_file:
+                        self._help(
+                            "configuration", partial(self._follow_config, file, tasks), tasks
+                        )
+                    await stopping.wait()
+                    _log.info("stopping")
+                    await self._close_sessions(list(self._sessions))
+                    for task in self._helpers:
+                        task.cancel()
+                    await self._holders.ask()
+                    self._custody.release()
+                    if self._config.node_features:
+                        self._features.remove()
+            finally:
+                for source in self._sources:
+                    source.stop()
+                await self._front.close()
+
+    def _help(
+        self, name: str, start: Callable[[], Awaitable[None]], tasks: asyncio.TaskGroup
+    ) -> None:
+        part = self._parts[name] = Part(name)
+        self._helpers.append(tasks.create_task(supervise(part, start, self._stopping)))
+
+    def _watch(self, directory: PluginDirectory, tasks: asyncio.TaskGroup) -> None:
+        """See what happens to the sockets in a directory, if nobody does yet."""
+        name = f"watch {directory.path}"
+        if name not in self._parts:
+            self._help(name, partial(directory.watch, self._look), tasks)
+
+    def _open_session(self, offer: Offer, tasks: asyncio.TaskGroup) -> None:
+        name = offer.resource
+        session = Session(
+            offer,
+            self._custody.snapshot(name),
+            self._registrar(),
+            self._custody,
+            observer=self._metrics,
+        )
+        self._metrics.expect_resource(name)
+        part = Part(session_part(name))
+        work = supervise(part, session.run, self._stopping)
+        self._sessions[name], self._parts[part.name] = session, part
+        self._tasks[name] = tasks.create_task(work)
+
+    def _rules(self) -> Sequence[ResourceRule]:
+        return self._config.rules()
+
+    def _registrar(self) -> Registrar:
+        if self._config.registration is Registration.WATCHER:
+            return WatcherRegistrar(PluginDirectory(self._places.registry_dir))
+        return ClassicRegistrar(self._directory)
+
+    async def _close_sessions(self, names: Sequence[str]) -> None:
+        for name in names:
+            self._sessions.pop(name).close()
+            del self._parts[session_part(name)]
+        if closing := [self._tasks.pop(name) for name in names]:
+            _, late = await asyncio.wait(closing, timeout=_STOP_TIMEOUT)
+            for task in late:
+                task.cancel()
+
+    async def _run_source(self, source: Source, threads: ThreadPoolExecutor) -> None:
+        loop = asyncio.get_running_loop()
+        self._metrics.expect_source(source.name)
+        await supervise(
+            self._parts[source_part(source.name)],
+            lambda: loop.run_in_executor(threads, source.run, self._facts.post),
+            self._stopping,
+        )
+
+    async def _learn_everything(self) -> None:
+        """Wait for all sources' first listing, and ask who holds devices."""
+        waits = {
+            asyncio.ensure_future(self._heard.wait()),
+            asyncio.ensure_future(self._stopping.wait()),
+        }
+        if self._unheard:
+            await asyncio.wait(
+                waits, timeout=_FIRST_SCAN_TIMEOUT, return_when=asyncio.FIRST_COMPLETED
+            )
+        for wait in waits:
+            wait.cancel()
+        if self._unheard and not self._stopping.is_set():
+            _log.warning(
+                "registering without having heard of all sources",
+                extra=fields(missing=sorted(self._unheard)),
+            )
+            return
+        await self._holders.ask()
+        if not self._holders.can_be_asked:
+            _log.info(
+                "who holds devices is not known: no PodResources socket",
+                extra=fields(socket=self._places.pod_resources),
+            )
+        self._custody.clean_up()
+
+    def _take(self, facts: Sequence[Fact]) -> None:
+        self._custody.apply(facts)
+        # The streams first, then the books.
+        asyncio.get_running_loop().call_soon(self._note, facts)
+
+    def _note(self, facts: Sequence[Fact]) -> None:
+        self._journal.found(facts)
+        if self._unheard:
+            self._unheard -= {fact.source for fact in facts if isinstance(fact, AllPorts)}
+            if not self._unheard:
+                self._heard.set()
+
+    def _publish(self, snapshot: Snapshot, noticed: float | None) -> None:
+        if session := self._sessions.get(snapshot.resource):
+            session.publish(snapshot, noticed)
+
+    def _changed(self, changes: Sequence[Change]) -> None:
+        self._offer_features()
+        self._journal.changed(changes)
+
+    def _offer_features(self) -> None:
+        if self._config.node_features:
+            self._features.write(self._custody.devices)
+
+    def _look(self) -> None:
+        self._custody.look()
+        for session in self._sessions.values():
+            session.look()
+
+    async def _follow_config(self, file: Path, tasks: asyncio.TaskGroup) -> None:
+        """Apply the file whenever its text changes; a ConfigMap changes by a swapped link."""
+        seen: object = self  # whatever the file holds, it is new at first
+        async for _ in follow(file.parent, asyncio.Event(), contents=True):
+            text = _content(file)
+            if text == seen:
+                continue
+            seen = text
+            try:
+                config = load(file)
+            except ConfigError as error:
+                _log.error("configuration refused; the old one stays", extra=fields(reason=error))
+                self._metrics.config_looked_at("refused")
+                continue
+            if config == self._config:
+                self._metrics.config_looked_at("unchanged")
+            else:
+                await self._reconfigure(config, tasks)
+                self._metrics.config_looked_at("applied")
+
+    async def _reconfigure(self, config: Config, tasks: asyncio.TaskGroup) -> None:
+        before, self._config = self._config, config
+        if config.nodes != before.nodes:
+            _log.warning("nodes changed: takes effect when the plugin is restarted")
+        kept = {
+            offer.resource
+            for offer in config.offers()
+            if offer in before.offers() and config.registration is before.registration
+        }
+        if before.node_features and not config.node_features:
+            self._features.remove()
+        await self._close_sessions([name for name in self._sessions if name not in kept])
+        self._custody.reconfigure(config.rules(), config.offers(), config.health_policy())
+        self._watch(self._registrar().directory, tasks)
+        for offer in config.offers():
+            if offer.resource not in kept:
+                self._open_session(offer, tasks)
+        self._offer_features()
+        _log.info(
+            "configuration applied",
+            extra=fields(file=self._config_file, kept=sorted(kept), now=sorted(self._sessions)),
+        )
+
+
+def _content(path: Path) -> bytes | None:
+    """A file's content; None if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None

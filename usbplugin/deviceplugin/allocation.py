@@ -1,0 +1,258 @@
+"""From requested device IDs to what a container gets, and which devices to prefer. Pure.
+
+Every rule here is all or nothing: a request that cannot be met in full is refused, with a text
+that an operator reads in the pod's events.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import grpc
+
+from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
+from usbplugin.custody.cdi import qualified_name
+from usbplugin.custody.shares import device_of
+from usbplugin.discovery.port import printable
+from usbplugin.errors import AllocationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+    from usbplugin.custody.offer import Offer
+    from usbplugin.discovery import Port
+    from usbplugin.inventory import Device, Health, Snapshot
+
+    HostPath = Callable[[Device, Port], str]
+    """Where on the host a port's node is found: a link that is kept, or the node itself."""
+    Locate = Callable[[str], str | None]
+    """The resource that a device ID belongs to; None if no resource knows it."""
+
+_LONGEST_ID = 80
+
+# The characters that udev leaves in a name (udev(7), SYMLINK); its last part comes from the device.
+_BY_ID_LINK = re.compile(r"/dev/serial/by-id/[A-Za-z0-9#+.:=@_\\-]+")
+
+
+def allocate(
+    request: v1beta1.AllocateRequest,
+    snapshot: Snapshot,
+    offer: Offer,
+    host_path: HostPath,
+    locate: Locate,
+) -> tuple[v1beta1.AllocateResponse, tuple[Device, ...]]:
+    """Answer ``Allocate`` for all containers of the request.
+
+    Returns:
+        The answer, and the devices that it hands over.
+
+    Raises:
+        AllocationError: INVALID_ARGUMENT for a request that makes no sense, NOT_FOUND for an ID
+            nobody knows, FAILED_PRECONDITION for a device that is not ready.
+    """
+    requested = [list(container.devices_ids) for container in request.container_requests]
+    if not requested or not all(requested):
+        raise _invalid(f"the kubelet asked {offer.resource} for no device at all")
+    times = Counter(share_id for ids in requested for share_id in ids)
+    for share_id, count in times.items():
+        if count > 1:
+            raise _invalid(
+                f"{_named(share_id)} was requested {count} times; it can have one holder"
+            )
+    devices = usable_devices(times, snapshot, offer.shares, locate)
+    response = v1beta1.AllocateResponse()
+    for ids in requested:
+        # Two shares of one device are still one node.
+        given = dict.fromkeys(device_of(share_id, offer.shares) for share_id in ids)
+        response.container_responses.append(
+            _container_response([devices[device_id] for device_id in given], offer, host_path)
+        )
+    return response, tuple(devices.values())
+
+
+def usable_devices(
+    share_ids: Iterable[str],
+    snapshot: Snapshot,
+    shares: int,
+    locate: Locate,
+    also: Collection[Health] = (),
+) -> Mapping[str, Device]:
+    """The devices of these IDs, all of which may be handed to a container now.
+
+    Args:
+        share_ids: As the kubelet has them.
+        snapshot: The latest.
+        shares: How often each device is offered.
+        locate: Which resource an ID belongs to.
+        also: States besides ready that will do.
+
+    Raises:
+        AllocationError: as ``allocate`` does, for the first that may not.
+    """
+    found = {}
+    for share_id in share_ids:
+        device_id = device_of(share_id, shares)
+        device = snapshot.by_id.get(device_id)
+        if device is None:
+            if other := locate(share_id):
+                raise _invalid(f"{_named(share_id)} belongs to {other}, not to {snapshot.resource}")
+            raise AllocationError(
+                grpc.StatusCode.NOT_FOUND,
+                f"{_named(share_id)} is not known to {snapshot.resource}: it was not seen since the"
+                " plugin started, or was unplugged so long ago that it was forgotten",
+            )
+        if not device.health.is_usable and device.health not in also:
+            raise AllocationError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"{_named(share_id)} is {device.health.value}: {device.reason}",
+            )
+        found[device_id] = device
+    return found
+
+
+def prefer(
+    request: v1beta1.ContainerPreferredAllocationRequest, snapshot: Snapshot, shares: int
+) -> v1beta1.ContainerPreferredAllocationResponse:
+    """Choose: what must be included, then one USB hub, then one NUMA node, then longest ready.
+
+    Shared devices are spread: one that fewer containers have comes first.
+    """
+    chosen = list(dict.fromkeys(request.must_include_deviceIDs))
+    included = set(chosen)
+    free = dict.fromkeys(one for one in request.available_deviceIDs if one not in included)
+    left = Counter(device_of(share_id, shares) for share_id in free)
+    near = _Neighbourhood(snapshot)
+    for share_id in chosen:
+        near.add(device_of(share_id, shares))
+
+    def rank(share_id: str) -> tuple[float, ...]:
+        device_id = device_of(share_id, shares)
+        return (near.shares[device_id], -left[device_id], *near.rank(device_id))
+
+    while free and len(chosen) < request.allocation_size:
+        best = min(free, key=rank)
+        del free[best]
+        chosen.append(best)
+        near.add(device_of(best, shares))
+    return v1beta1.ContainerPreferredAllocationResponse(deviceIDs=chosen)
+
+
+class _Neighbourhood:
+    """Where the devices are that were chosen so far."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.shares: Counter[str] = Counter()
+        """How often each device was chosen."""
+        self._snapshot = snapshot
+        self._hubs: Counter[str] = Counter()
+        self._numa_nodes: Counter[int | None] = Counter()
+
+    def add(self, device_id: str) -> None:
+        self.shares[device_id] += 1
+        device = self._snapshot.by_id.get(device_id)
+        if device is not None and device.ports:
+            self._hubs[_hub(device)] += 1
+            self._numa_nodes[_numa_node(device)] += 1
+
+    def rank(self, device_id: str) -> tuple[float, ...]:
+        """Less is better."""
+        device = self._snapshot.by_id.get(device_id)
+        if device is None or not device.ports:
+            return (1, 0, 0, 0)
+        return (0, -self._hubs[_hub(device)], -self._numa_nodes[_numa_node(device)], device.since)
+
+
+def _hub(device: Device) -> str:
+    """Location of the hub that the device is plugged into: its own without the last port."""
+    usb = device.ports[0].usb
+    return re.sub(r"[.-][^.-]*\Z", "", usb.location) if usb else ""
+
+
+def _numa_node(device: Device) -> int | None:
+    return device.ports[0].numa_node
+
+
+def _container_response(
+    devices: Sequence[Device], offer: Offer, host_path: HostPath
+) -> v1beta1.ContainerAllocateResponse:
+    response = v1beta1.ContainerAllocateResponse()
+    taken: dict[str, Port] = {}
+    main_paths = []
+    by_id = _by_id_paths(devices) if offer.by_id_links else {}
+    for position, device in enumerate(devices):
+        for index, port in enumerate(device.ports):
+            path = offer.container_path.format(name=port.name, device=position, port=index)
+            main_paths.append(path)
+            for container_path in (path, *by_id.get(port, ())):
+                if other := taken.get(container_path):
+                    raise _invalid(
+                        f"{other.node} and {port.node} would both be {container_path} in the"
+                        f" container: give {offer.resource} a containerPath with"
+                        f" {'{name}' if offer.cdi else '{device} or {name}'} in it"
+                    )
+                taken[container_path] = port
+                if not offer.cdi:
+                    _add_node(response, container_path, host_path(device, port), port, offer)
+        if offer.cdi:
+            response.cdi_devices.add(name=qualified_name(offer.resource, device.id))
+    prefix = re.sub(r"[^A-Z0-9]", "_", offer.resource.upper())
+    response.envs[f"{prefix}_DEVICES"] = ",".join(main_paths)
+    response.envs[f"{prefix}_IDS"] = ",".join(device.id for device in devices)
+    response.envs[f"{prefix}_INFO"] = json.dumps([_info(device) for device in devices])
+    return response
+
+
+def _by_id_paths(devices: Sequence[Device]) -> dict[Port, list[str]]:
+    """The by-id names of each port, but for those that several claim: whose they are is chance."""
+    ports = [port for device in devices for port in device.ports]
+    claims = Counter(link for port in ports for link in port.links if _BY_ID_LINK.fullmatch(link))
+    return {port: [link for link in port.links if claims[link] == 1] for port in ports}
+
+
+def _add_node(
+    response: v1beta1.ContainerAllocateResponse,
+    container_path: str,
+    host_path: str,
+    port: Port,
+    offer: Offer,
+) -> None:
+    if port.number.is_pty:
+        # A node with a pty slave's numbers works nowhere but in its own devpts: mount the file.
+        response.mounts.add(
+            container_path=container_path,
+            host_path=host_path,
+            read_only="w" not in offer.permissions,
+        )
+    else:
+        response.devices.add(
+            container_path=container_path, host_path=host_path, permissions=offer.permissions
+        )
+
+
+def _info(device: Device) -> dict[str, object]:
+    usb = device.ports[0].usb
+    info: dict[str, object] = {"id": device.id}
+    if usb is not None:
+        info |= {
+            "vendor": usb.vendor_id,
+            "product": usb.product_id,
+            "serial": usb.serial,
+            "manufacturer": usb.manufacturer,
+            "productName": usb.product,
+            "interface": usb.interface,
+            "location": usb.location,
+        }
+    return info
+
+
+def _named(share_id: str) -> str:
+    """An ID as it was asked for, which may be anything."""
+    cut = share_id if len(share_id) <= _LONGEST_ID else f"{share_id[:_LONGEST_ID]}..."
+    return printable(cut.encode())
+
+
+def _invalid(message: str) -> AllocationError:
+    return AllocationError(grpc.StatusCode.INVALID_ARGUMENT, message)

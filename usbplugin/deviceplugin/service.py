@@ -1,0 +1,286 @@
+"""One resource's ``v1beta1.DevicePlugin`` service: streams snapshots, answers the kubelet.
+
+It reads the latest snapshot and never changes one; a stream that is slow skips to the newest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from functools import wraps
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import grpc
+
+from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
+from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
+from usbplugin.deviceplugin.allocation import allocate, prefer, usable_devices
+from usbplugin.deviceplugin.list_writer import ListWriter
+from usbplugin.errors import AllocationError
+from usbplugin.foundation.pulse import Pulse
+from usbplugin.inventory import Health
+from usbplugin.telemetry.logs import fields
+from usbplugin.telemetry.observer import UNOBSERVED, Observer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+
+    from usbplugin.custody import Offer
+    from usbplugin.discovery import Port
+    from usbplugin.inventory import Device, Snapshot
+
+_log = logging.getLogger(__name__)
+
+
+class Custody(Protocol):
+    """What a plugin asks of the rest of the program, which keeps what containers are given."""
+
+    def host_path(self, device: Device, port: Port) -> str:
+        """Where on the host a port's node is found."""
+
+    def locate(self, device_id: str) -> str | None:
+        """The resource that knows a device ID."""
+
+    def grant(self, device: Device, paths: Mapping[str, str] | None) -> None:
+        """A container gets the device: by slot, the path it is given; None: as it was given."""
+
+    def container_ended(self, device_id: str) -> None:
+        """The container that has the device asked to be started anew, and may not yet."""
+
+    def start_problem(self, device: Device) -> str:
+        """Why a container that holds the device must not start now; empty if it may."""
+
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+_Context = grpc.aio.ServicerContext[object, object]
+
+
+def _answered(
+    method: Callable[[DevicePlugin, _Request, _Context], Awaitable[_Response]],
+) -> Callable[[DevicePlugin, _Request, _Context], Awaitable[_Response]]:
+    """Answer an ``AllocationError`` with its status, and tell of the call once it is answered."""
+
+    @wraps(method)
+    async def call(self: DevicePlugin, request: _Request, context: _Context) -> _Response:
+        began, outcome = time.perf_counter(), "internal"
+        try:
+            response = await method(self, request, context)
+            outcome = "ok"
+        except AllocationError as error:
+            outcome = error.status.name.lower()
+            await context.abort(error.status, str(error))
+        finally:
+            asyncio.get_running_loop().call_soon(
+                self.observer.kubelet_called,
+                self.resource,
+                method.__name__,
+                outcome,
+                time.perf_counter() - began,
+            )
+        return response
+
+    return call
+
+
+class DevicePlugin(rpc.DevicePluginServicer):
+    """The service of one generation: it begins with a socket, and is closed with it."""
+
+    def __init__(
+        self,
+        offer: Offer,
+        snapshot: Snapshot,
+        custody: Custody,
+        on_stream: Callable[[], None],
+        observer: Observer = UNOBSERVED,
+    ) -> None:
+        """Serve ``snapshot`` until the next is published.
+
+        Args:
+            offer: How the resource's devices appear in containers.
+            snapshot: The latest.
+            custody: Keeps what containers are given.
+            on_stream: Called whenever a ListAndWatch stream opens or ends.
+            observer: Told of calls and messages.
+        """
+        self.resource = offer.resource
+        self.observer = observer
+        self._offer = offer
+        self._snapshot = snapshot
+        self._writer = ListWriter(offer.shares)
+        self._list = self._writer.write(snapshot)
+        self._custody = custody
+        self._on_stream = on_stream
+        self._noticed: float | None = None
+        self._streams = 0
+        self._opened = 0
+        self._closed = False
+        self._changed = Pulse()
+
+    @property
+    def options(self) -> v1beta1.DevicePluginOptions:
+        """What the kubelet is to ask of us."""
+        return v1beta1.DevicePluginOptions(
+            pre_start_required=self._offer.pre_start, get_preferred_allocation_available=True
+        )
+
+    @property
+    def streams(self) -> int:
+        """How many ListAndWatch streams are open."""
+        return self._streams
+
+    @property
+    def has_lost_stream(self) -> bool:
+        """Whether a stream has ended. If there were several, nobody can tell whose it was."""
+        return self._opened > self._streams
+
+    def publish(self, snapshot: Snapshot, noticed: float | None = None) -> None:
+        """Send ``snapshot`` on all streams, unless a newer one comes before they get to it.
+
+        Args:
+            snapshot: The latest.
+            noticed: When a source noticed what led to it (``time.monotonic``), if one did.
+        """
+        self._snapshot = snapshot
+        written = self._writer.write(snapshot)
+        if written != self._list:  # what changed may be nothing that the kubelet is told
+            self._list = written
+            if self._noticed is None:  # what nobody was sent yet counts from its beginning
+                self._noticed = noticed
+            self._changed.beat()
+
+    def close(self) -> None:
+        """End all streams."""
+        self._closed = True
+        self._changed.beat()
+
+    def _unsent_since(self) -> float | None:
+        """When that was noticed which is about to be sent; asked once."""
+        noticed, self._noticed = self._noticed, None
+        return noticed
+
+    async def GetDevicePluginOptions(  # noqa: N802, D102 -- the API's name
+        self, request: v1beta1.Empty, context: _Context
+    ) -> v1beta1.DevicePluginOptions:
+        del request, context
+        return self.options
+
+    async def ListAndWatch(  # noqa: N802, D102
+        self, request: v1beta1.Empty, context: _Context
+    ) -> AsyncIterator[v1beta1.ListAndWatchResponse]:
+        del request, context
+        self._streams += 1
+        self._opened += 1
+        self._unsent_since()  # the kubelet was not there to be told
+        self._on_stream()
+        try:
+            sent = None
+            while not self._closed:
+                if sent is self._list:
+                    await self._changed.wait()
+                    continue
+                sent = self._list
+                noticed = self._unsent_since()
+                yield v1beta1.ListAndWatchResponse.FromString(sent)
+                if noticed is not None:
+                    self.observer.streamed(self.resource, time.monotonic() - noticed)
+        finally:
+            self._streams -= 1
+            self._on_stream()
+
+    @_answered
+    async def GetPreferredAllocation(  # noqa: N802, D102
+        self,
+        request: v1beta1.PreferredAllocationRequest,
+        context: _Context,
+    ) -> v1beta1.PreferredAllocationResponse:
+        del context
+        return v1beta1.PreferredAllocationResponse(
+            container_responses=[
+                prefer(container, self._snapshot, self._offer.shares)
+                for container in request.container_requests
+            ]
+        )
+
+    @_answered
+    async def Allocate(  # noqa: N802, D102
+        self, request: v1beta1.AllocateRequest, context: _Context
+    ) -> v1beta1.AllocateResponse:
+        del context
+        ids = [list(container.devices_ids) for container in request.container_requests]
+        try:
+            response, devices = allocate(
+                request,
+                self._snapshot,
+                self._offer,
+                self._custody.host_path,
+                self._custody.locate,
+            )
+        except AllocationError as error:
+            self._log_refusal("allocation refused", ids, error)
+            raise
+        for device in devices:
+            self._custody.grant(
+                device, {port.slot: self._host_path(device, port) for port in device.ports}
+            )
+        # The answer first, then the log.
+        asyncio.get_running_loop().call_soon(self._log_allocation, ids)
+        return response
+
+    def _host_path(self, device: Device, port: Port) -> str:
+        # CDI follows no links: the spec names the node.
+        return port.node if self._offer.cdi else self._custody.host_path(device, port)
+
+    def _log_allocation(self, ids: list[list[str]]) -> None:
+        _log.info("allocated", extra=fields(resource=self.resource, devices=ids))
+
+    @_answered
+    async def PreStartContainer(  # noqa: N802, D102
+        self,
+        request: v1beta1.PreStartContainerRequest,
+        context: _Context,
+    ) -> v1beta1.PreStartContainerResponse:
+        del context
+        try:
+            devices = self._startable(request.devices_ids)
+        except AllocationError as error:
+            if self._offer.shares == 1:
+                for device_id in request.devices_ids:
+                    self._custody.container_ended(device_id)
+            self._log_refusal("container start refused", request.devices_ids, error)
+            raise
+        for device in devices:
+            # Of a shared one that moved, the other containers still have the old node.
+            if self._offer.shares == 1 or device.health is not Health.DISPLACED:
+                self._custody.grant(device, None)
+        return v1beta1.PreStartContainerResponse()
+
+    def _startable(self, device_ids: Iterable[str]) -> Iterable[Device]:
+        """The devices, if a container that holds them may start.
+
+        Raises:
+            AllocationError: one is away, or the container would open another one.
+        """
+        devices = usable_devices(
+            device_ids,
+            self._snapshot,
+            self._offer.shares,
+            self._custody.locate,
+            also=(Health.DISPLACED,),  # that is what a restart mends
+        ).values()
+        for device in devices:
+            if problem := self._custody.start_problem(device):
+                raise AllocationError(grpc.StatusCode.FAILED_PRECONDITION, problem)
+        return devices
+
+    def _log_refusal(self, event: str, device_ids: object, error: AllocationError) -> None:
+        _log.warning(
+            event,
+            extra=fields(
+                resource=self.resource,
+                devices=device_ids,
+                status=error.status.name,
+                reason=error,
+            ),
+        )
