@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import usbplugin
-from usbplugin import discovery, inventory, kubelet, virtual
+from usbplugin import agent, config, custody, deviceplugin, discovery, inventory, kubelet, virtual
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(usbplugin.__file__).parent
@@ -27,13 +27,15 @@ def test_imports_point_down_the_flow_only() -> None:
 
 def test_serve_without_the_udev_source_loads_no_pyudev() -> None:
     code = (
-        "import sys, usbplugin.agent.agent, usbplugin.config.config\n"
+        "import sys, usbplugin.agent, usbplugin.config\n"
         "sys.exit('pyudev' in sys.modules or 'usbplugin.virtual' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("room", [discovery, inventory, kubelet, virtual])
+@pytest.mark.parametrize(
+    "room", [agent, config, custody, deviceplugin, discovery, inventory, kubelet, virtual]
+)
 def test_a_rooms_public_names_are_those_it_lists(room: object) -> None:
     listed: list[str] = room.__all__  # type: ignore[attr-defined]
     assert listed == sorted(listed)

@@ -12,8 +12,7 @@ import pytest
 
 from usbplugin import __version__
 from usbplugin.cli import main
-from usbplugin.commands import virtual
-from usbplugin.virtual import Descriptors, VirtualBus, demo
+from usbplugin.virtual import Descriptors, VirtualBus, demo, ttys
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
@@ -277,7 +276,7 @@ def test_virtual_devices_have_ids_as_the_kernel_writes_them(
             plugged.extend(port.descriptors for port in self.ports())
             return super().wait(0 if timeout is None else timeout)
 
-    monkeypatch.setattr(virtual, "VirtualBus", Bus)
+    monkeypatch.setattr(ttys, "VirtualBus", Bus)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     ids = ["--vendor", "10C4", "--product", "EA60"]
     assert main(["virtual", "--dir", str(tmp_path / "bus"), *ids]) == 0

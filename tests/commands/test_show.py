@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.node import SERIAL, Node
+from usbplugin.commands.events import event_line
 from usbplugin.commands.screen import _cropped
-from usbplugin.commands.show import event_line
 from usbplugin.errors import DaemonError
 from usbplugin.status import client
 from usbplugin.status.client import Daemon

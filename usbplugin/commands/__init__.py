@@ -1,1 +1,20 @@
-"""What the commands do, one module for each kind; ``cli`` parses, and calls them."""
+"""The commands: a module for each, with its flags and its function; ``cli`` joins them.
+
+``wiring`` turns flags into sources, places and a configuration: a new source is wired there.
+"""
+
+from usbplugin.commands import check, demo, doctor, events, listing, serve, virtual
+from usbplugin.commands.command import Command
+
+__all__ = ["COMMANDS", "Command"]
+
+COMMANDS: tuple[Command, ...] = (
+    serve.COMMAND,
+    listing.COMMAND,
+    events.COMMAND,
+    doctor.COMMAND,
+    check.COMMAND,
+    virtual.COMMAND,
+    demo.COMMAND,
+)
+"""In the order in which ``--help`` shows them."""

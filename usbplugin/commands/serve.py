@@ -8,17 +8,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from usbplugin import __version__
-from usbplugin.agent import Agent
-from usbplugin.commands.common import config_of, places_of, sources_of
-from usbplugin.telemetry import logs
-from usbplugin.telemetry.http import parse_address
+from usbplugin.commands import flags
+from usbplugin.commands.command import Command
 
 if TYPE_CHECKING:
     import argparse
 
+_LOG_LEVELS = ("debug", "info", "warning", "error")
+_LOG_FORMATS = ("text", "json")
 
-def serve(options: argparse.Namespace) -> int:
-    """Run until SIGTERM or SIGINT."""
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    flags.add_config(parser)
+    flags.add_sources(parser)
+    flags.add_places(parser)
+    flags.add(
+        parser,
+        "--http-address",
+        "HOST:PORT",
+        "where to serve metrics, health and a status page, e.g. :9808; without it, only root on"
+        " this node can ask",
+    )
+    flags.add(parser, "--log-level", None, "least severe records to log", "info", _LOG_LEVELS)
+    flags.add(parser, "--log-format", None, "how log lines look", "text", _LOG_FORMATS)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from usbplugin.agent import Agent
+    from usbplugin.commands.wiring import config_of, places_of, sources_of
+    from usbplugin.telemetry import logs
+    from usbplugin.telemetry.http import parse_address
+
     logs.configure(options.log_level, logs.LogFormat(options.log_format))
     config = config_of(options)
     address = parse_address(options.http_address) if options.http_address else None
@@ -49,3 +69,6 @@ def serve(options: argparse.Namespace) -> int:
     asyncio.run(run())
     logger.info("stopped")
     return 0
+
+
+COMMAND = Command("serve", "run the device plugin on this node", _add_flags, _run)

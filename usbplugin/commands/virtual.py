@@ -8,10 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from usbplugin.discovery.port import printable
+from usbplugin.commands.command import Command
 from usbplugin.errors import ConfigError
-from usbplugin.virtual.control import Command, ControlServer, Plug, Status, Unplug, control
-from usbplugin.virtual.ttys import Descriptors, Peer, VirtualBus
 
 if TYPE_CHECKING:
     import argparse
@@ -20,25 +18,68 @@ if TYPE_CHECKING:
     from usbplugin.virtual.ttys import VirtualPort
 
 
-def virtual(options: argparse.Namespace) -> int:
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dir",
+        metavar="DIR",
+        default="/tmp/usbplugin-virtual",  # noqa: S108 -- a name that two shells can agree on
+        help="the directory that plays the USB bus: give it to serve --device-dir"
+        " (default %(default)s)",
+    )
+    make = parser.add_argument_group("make devices, until interrupted")
+    make.add_argument("--count", type=int, default=1, metavar="N", help="how many (default 1)")
+    make.add_argument(
+        "--kind", choices=("USB", "ACM"), default="USB", help="ttyUSB* or ttyACM* (default USB)"
+    )
+    make.add_argument(
+        "--peer",
+        choices=("pair", "echo", "lines"),
+        default="pair",
+        help="who is at the far end: whoever opens DIR/peer-NAME, an echo, or a sensor that sends"
+        " a JSON line now and then (default pair)",
+    )
+    make.add_argument(
+        "--interval", type=float, default=1.0, metavar="S", help="seconds between two lines"
+    )
+    make.add_argument("--vendor", default="0403", metavar="ID", help="USB vendor ID")
+    make.add_argument("--product", default="6001", metavar="ID", help="USB product ID")
+    make.add_argument(
+        "--serial", default="VIRTUAL", metavar="TEXT", help="serial numbers are TEXT-0, TEXT-1..."
+    )
+    play = parser.add_argument_group("play hotplug, from another shell")
+    action = play.add_mutually_exclusive_group()
+    action.add_argument("--unplug", metavar="NAME", help="pull a device out: --unplug ttyUSB0")
+    action.add_argument("--plug", metavar="NAME", help="plug it in again: --plug ttyUSB0")
+    action.add_argument("--status", action="store_true", help="show the devices")
+    play.add_argument(
+        "--as", dest="rename", default="", metavar="NAME", help="with --plug: under this name"
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
     """Be the bus, or tell the bus of another shell to plug and unplug."""
+    from usbplugin.virtual import control
+
     directory = Path(options.dir)
     if options.rename and options.plug is None:
         raise ConfigError("--as: goes with --plug, to plug a device in under another name")
-    command: Command | None = None
+    command: control.Command | None = None
     if options.unplug is not None:
-        command = Unplug(options.unplug)
+        command = control.Unplug(options.unplug)
     elif options.plug is not None:
-        command = Plug(options.plug, options.rename)
+        command = control.Plug(options.plug, options.rename)
     elif options.status:
-        command = Status()
+        command = control.Status()
     if command is None:
         return _run_bus(options, directory)
-    _print_ports(control(directory, command))
+    _print_ports(control.control(directory, command))
     return 0
 
 
 def _run_bus(options: argparse.Namespace, directory: Path) -> int:
+    from usbplugin.virtual.control import ControlServer
+    from usbplugin.virtual.ttys import Descriptors, Peer, VirtualBus
+
     if options.count < 1:
         raise ConfigError(f"--count: expected 1 or more, found {options.count}")
     for flag, usb_id in (("--vendor", options.vendor), ("--product", options.product)):
@@ -76,8 +117,13 @@ def _run_bus(options: argparse.Namespace, directory: Path) -> int:
 
 
 def _print_ports(ports: Sequence[VirtualPort]) -> None:
+    from usbplugin.discovery.port import printable
+
     for port in ports:
         serial = printable(port.descriptors.serial.encode())
         where = f"{port.path} -> {port.node}" if port.plugged else "unplugged"
         peer = port.peer_path or port.peer.value
         print(f"{port.name:<10} {where:<45} serial {serial}, peer {peer}")
+
+
+COMMAND = Command("virtual", "make virtual tty pairs, and play hotplug with them", _add_flags, _run)

@@ -8,10 +8,9 @@ from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from usbplugin.commands.common import config_of, places_of, sources_of
-from usbplugin.doctor import Grade, Node, examine
+from usbplugin.commands import flags
+from usbplugin.commands.command import Command
 from usbplugin.errors import DiscoveryError
-from usbplugin.telemetry import logs
 
 if TYPE_CHECKING:
     import argparse
@@ -23,8 +22,18 @@ if TYPE_CHECKING:
 _WIDTH = 100
 
 
-def doctor(options: argparse.Namespace) -> int:
-    """Run all checks; 1 if one of them fails."""
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    flags.add_config(parser)
+    flags.add_sources(parser)
+    flags.add_places(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from usbplugin.commands.wiring import config_of, places_of, sources_of
+    from usbplugin.doctor import Grade, Node, examine
+    from usbplugin.telemetry import logs
+
     logs.configure("error", logs.LogFormat.TEXT)
     config = config_of(options)
     sources: list[Source] = []
@@ -50,6 +59,8 @@ def document(name: str, finding: Finding) -> dict[str, str]:
 
 def report(findings: Mapping[str, Finding]) -> str:
     """All findings for people."""
+    from usbplugin.doctor import Grade
+
     lines = []
     column = max(map(len, findings)) + 8
     for name, finding in findings.items():
@@ -66,3 +77,8 @@ def report(findings: Mapping[str, Finding]) -> str:
     counts = Counter(finding.grade for finding in findings.values())
     total = ", ".join(f"{counts[grade]} {grade.value}" for grade in Grade)
     return "\n".join([*lines, "", total])
+
+
+COMMAND = Command(
+    "doctor", "find out what is wrong with this node, and how to mend it", _add_flags, _run
+)

@@ -1,0 +1,159 @@
+"""Flags that several commands share, and what the environment decides in their place.
+
+Cheap to import: ``--help`` waits for nothing that it does not show.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from usbplugin.foundation.places import Places
+
+
+def settle(options: argparse.Namespace) -> None:
+    """What flags leave open, the environment and the machine decide."""
+    # Only now, for what the environment says is none of the other commands' business, nor --help's.
+    for name, choices in options.choices.items():
+        if getattr(options, name) not in choices:  # a flag's value has been looked at
+            variable = _variable(name)
+            options.complain(
+                f"{variable}={os.environ[variable]}: expected one of {', '.join(choices)}"
+            )
+    if "udev" not in options:
+        return
+    flags = (options.config, options.device_dir, options.udev)
+    # Who says where to look means to look there, and not to ask a daemon that looks elsewhere.
+    options.direct = options.direct or any(flag is not None for flag in flags)
+    options.config = options.config or os.environ.get(_variable("--config"))
+    if options.udev is None:
+        options.udev = _default_udev(options)
+
+
+def add(
+    parser: argparse.ArgumentParser,
+    flag: str,
+    metavar: str | None,
+    text: str,
+    default: str | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> None:
+    """A flag that an environment variable can set too."""
+    variable = _variable(flag)
+    value = os.environ.get(variable) or default
+    shown = f"default {default}; " if default else ""
+    action = parser.add_argument(
+        flag,
+        metavar=metavar,
+        default=value,
+        type=str.lower if choices else str,
+        choices=choices,
+        help=f"{text} ({shown}${variable})",
+    )
+    if choices:
+        parser.get_default("choices")[action.dest] = choices
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """``--config``."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help=f"the configuration; without one, all is usbplugin/serial (${_variable('--config')})",
+    )
+
+
+def add_daemon(parser: argparse.ArgumentParser) -> None:
+    """``--direct``, and where the daemon's socket is."""
+    parser.add_argument(
+        "--direct",
+        action="store_true",
+        help="look at the hardware even if a daemon runs here; implied by --config, --device-dir"
+        " and --udev",
+    )
+    _add_link_dir(parser)
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Where on this node things are; ``wiring.places_of`` reads them."""
+    places = Places()
+    add(
+        parser,
+        "--kubelet-dir",
+        "DIR",
+        "the kubelet's device plugin directory",
+        default=str(places.kubelet_dir),
+    )
+    _add_link_dir(parser)
+    add(
+        parser,
+        "--pod-resources",
+        "FILE",
+        "the kubelet's PodResources socket, to know who holds devices",
+        default=str(places.pod_resources),
+    )
+    add(
+        parser,
+        "--own-pod",
+        "NAMESPACE/NAME",
+        "the pod this runs in: what the kubelet says of who holds devices is believed once it knows"
+        " that pod",
+    )
+    add(
+        parser,
+        "--registry-dir",
+        "DIR",
+        "the kubelet's plugin registry, used with registration: watcher",
+        default=str(places.registry_dir),
+    )
+    add(parser, "--cdi-dir", "DIR", "where CDI specs are written", default=str(places.cdi_dir))
+    add(
+        parser,
+        "--features-dir",
+        "DIR",
+        "Node Feature Discovery's features.d, used with nodeFeatures: true",
+        default=str(places.features_dir),
+    )
+
+
+def add_sources(parser: argparse.ArgumentParser) -> None:
+    """Where ports are discovered; ``wiring.sources_of`` reads them."""
+    variable = _variable("--device-dir")
+    parser.add_argument(
+        "--device-dir",
+        metavar="DIR",
+        action="append",
+        help="also discover ttyUSB* and ttyACM* entries of DIR; may be repeated"
+        f" (${variable}, separated by '{os.pathsep}')",
+    )
+    parser.add_argument(
+        "--udev",
+        action=argparse.BooleanOptionalAction,
+        help=f"discover real USB devices (default on Linux; ${_variable('--udev')}=true|false)",
+    )
+    parser.set_defaults(direct=False)
+
+
+def _add_link_dir(parser: argparse.ArgumentParser) -> None:
+    add(
+        parser,
+        "--link-dir",
+        "DIR",
+        "where stable links to device nodes are kept, and the daemon's socket is; must be the same"
+        " path on the host",
+        default=str(Places().link_dir),
+    )
+
+
+def _variable(flag: str) -> str:
+    return "USBPLUGIN_" + flag.lstrip("-").upper().replace("-", "_")
+
+
+def _default_udev(options: argparse.Namespace) -> bool:
+    variable = _variable("--udev")
+    value = os.environ.get(variable, "")
+    known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if value and value.lower() not in known:
+        options.complain(f"{variable}={value}: expected true or false")
+    return known.get(value.lower(), sys.platform == "linux")

@@ -1,0 +1,103 @@
+"""``usbplugin list``: the ports that are here, once or again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import time
+from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING
+
+from usbplugin.commands import flags
+from usbplugin.commands.command import Command
+from usbplugin.commands.screen import Screen
+
+if TYPE_CHECKING:
+    import argparse
+
+    from usbplugin.commands.view import View
+    from usbplugin.status.rows import Row
+
+_NOTHING = "No serial ports found. Is the device plugged in, and its driver loaded? See dmesg."
+_REDRAW_INTERVAL = 0.1
+_REFRESH_INTERVAL = 5.0
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    flags.add_config(parser)
+    flags.add_sources(parser)
+    flags.add_daemon(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--watch", action="store_true", help="go on, and show changes as they happen"
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    from usbplugin.commands.table import table
+    from usbplugin.commands.view import until_interrupted
+    from usbplugin.telemetry import logs
+
+    logs.configure("warning", logs.LogFormat.TEXT)
+    if options.watch:
+        return until_interrupted(_watch(options))
+    found = asyncio.run(_rows(options))
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        colour = Screen(sys.stdout).has_colours
+        print(table(found, colour=colour) if found else _NOTHING)
+    return 0
+
+
+async def _rows(options: argparse.Namespace) -> list[Row]:
+    from usbplugin.commands.table import scan
+    from usbplugin.commands.view import daemon_of, hardware_of
+
+    if daemon := await daemon_of(options):
+        return await daemon.rows()
+    config, sources = hardware_of(options)
+    return scan(sources, config.rules())
+
+
+async def _watch(options: argparse.Namespace) -> None:
+    from usbplugin.commands.table import table
+    from usbplugin.commands.view import view_of
+
+    changed = asyncio.Event()
+    async with AsyncExitStack() as exits:
+        view = await view_of(options, exits)
+        following = asyncio.create_task(_signal_changes(view, changed))
+        exits.callback(following.cancel)
+        if hasattr(signal, "SIGWINCH"):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGWINCH, changed.set)
+        screen = Screen(sys.stdout)
+        if not options.json:
+            exits.enter_context(screen)
+        while not following.done():
+            changed.clear()
+            found = await view.rows()
+            if options.json:
+                print(json.dumps(found), flush=True)
+            else:
+                heading = f"{time.strftime('%H:%M:%S')}  from {view}; Ctrl-C ends this\n\n"
+                shown = table(found, colour=screen.has_colours) if found else _NOTHING
+                screen.show(heading + shown)
+            await asyncio.sleep(_REDRAW_INTERVAL)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_REFRESH_INTERVAL):
+                    await changed.wait()
+        await following  # raises what ended it
+
+
+async def _signal_changes(view: View, changed: asyncio.Event) -> None:
+    try:
+        async for _ in view.follow():
+            changed.set()
+    finally:
+        changed.set()
+
+
+COMMAND = Command("list", "show the ports that are here, and their health", _add_flags, _run)
