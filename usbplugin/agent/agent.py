@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from usbplugin.config import Registration, load
 from usbplugin.custody import CdiDirectory, Custody, LinkDirectory, StateStore
 from usbplugin.custody.holders import Holders
-from usbplugin.deviceplugin import Session
+from usbplugin.deviceplugin import DevicePluginFront
 from usbplugin.discovery import AllPorts, FactQueue
 from usbplugin.errors import ConfigError
 from usbplugin.foundation.supervision import Part, supervise
@@ -23,13 +23,13 @@ from usbplugin.foundation.watch import follow
 from usbplugin.kubelet import ClassicRegistrar, PluginDirectory, PodResources, WatcherRegistrar
 from usbplugin.status.health import session_part, source_part
 from usbplugin.status.journal import Journal
-from usbplugin.status.listeners import Front
+from usbplugin.status.listeners import Listeners
 from usbplugin.status.nodefeatures import NodeFeatures
 from usbplugin.status.status import Status
 from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
     from pathlib import Path
 
     from usbplugin.config import Config
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _FIRST_SCAN_TIMEOUT = 3.0
-_STOP_TIMEOUT = 3.0
 
 
 class Agent:
@@ -72,8 +71,6 @@ class Agent:
         self._sources = tuple(sources)
         self._places = places
         self._directory = PluginDirectory(places.kubelet_dir)
-        self._sessions: dict[str, Session] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
         self._helpers: list[asyncio.Task[None]] = []
         self._parts = {
             part.name: part for part in (Part(source_part(s.name)) for s in self._sources)
@@ -95,18 +92,21 @@ class Agent:
             self._facts.wake_at,
             holders_can_tell=pod_resources.is_there,
         )
+        self._front = DevicePluginFront(
+            self._custody, self._custody.snapshot, observer=self._metrics
+        )
         self._holders = Holders(pod_resources, self._custody, self._metrics)
         self._features = NodeFeatures(places.features_dir)
         status = Status(
             self._custody,
             self._rules,
             self._sources,
-            self._sessions,
+            self._front.sessions,
             self._parts,
             self._journal.listed_at,
             self._holders.refresh,
         )
-        self._front = Front(status, self._metrics, self._journal.history)
+        self._listeners = Listeners(status, self._metrics, self._journal.history)
         self._unheard = {source.name for source in self._sources}
         self._heard = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -132,7 +132,7 @@ class Agent:
                 async with asyncio.TaskGroup() as tasks:
                     self._helpers = [
                         tasks.create_task(
-                            self._front.open(self._http_address, self._places.control_socket)
+                            self._listeners.open(self._http_address, self._places.control_socket)
                         ),
                         # A defect in there ends the process: what it knows is worth nothing then.
                         tasks.create_task(self._facts.run()),
@@ -143,8 +143,7 @@ class Agent:
                     ]
                     # The kubelet takes the first list for the whole truth: know it before.
                     await self._learn_everything()
-                    for offer in self._config.offers():
-                        self._open_session(offer, tasks)
+                    self._open_front(self._config.offers(), tasks)
                     self._watch(self._directory, tasks)
                     self._watch(self._registrar().directory, tasks)
                     self._help("holders", self._holders.watch, tasks)
@@ -154,7 +153,7 @@ class Agent:
                         )
                     await stopping.wait()
                     _log.info("stopping")
-                    await self._close_sessions(list(self._sessions))
+                    await self._close_front(list(self._front.sessions))
                     for task in self._helpers:
                         task.cancel()
                     await self._holders.ask()
@@ -164,7 +163,7 @@ class Agent:
             finally:
                 for source in self._sources:
                     source.stop()
-                await self._front.close()
+                await self._listeners.close()
 
     def _help(
         self, name: str, start: Callable[[], Awaitable[None]], tasks: asyncio.TaskGroup
@@ -178,20 +177,16 @@ class Agent:
         if name not in self._parts:
             self._help(name, partial(directory.watch, self._look), tasks)
 
-    def _open_session(self, offer: Offer, tasks: asyncio.TaskGroup) -> None:
-        name = offer.resource
-        session = Session(
-            offer,
-            self._custody.snapshot(name),
-            self._registrar(),
-            self._custody,
-            observer=self._metrics,
-        )
-        self._metrics.expect_resource(name)
-        part = Part(session_part(name))
-        work = supervise(part, session.run, self._stopping)
-        self._sessions[name], self._parts[part.name] = session, part
-        self._tasks[name] = tasks.create_task(work)
+    def _open_front(self, offers: Iterable[Offer], tasks: asyncio.TaskGroup) -> None:
+        self._front.open(offers, self._registrar, tasks, self._supervise_session)
+
+    def _supervise_session(
+        self, resource: str, start: Callable[[], Awaitable[None]]
+    ) -> Coroutine[object, object, None]:
+        self._metrics.expect_resource(resource)
+        part = Part(session_part(resource))
+        self._parts[part.name] = part
+        return supervise(part, start, self._stopping)
 
     def _rules(self) -> Sequence[ResourceRule]:
         return self._config.rules()
@@ -201,14 +196,10 @@ class Agent:
             return WatcherRegistrar(PluginDirectory(self._places.registry_dir))
         return ClassicRegistrar(self._directory)
 
-    async def _close_sessions(self, names: Sequence[str]) -> None:
-        for name in names:
-            self._sessions.pop(name).close()
+    async def _close_front(self, resources: Sequence[str]) -> None:
+        for name in resources:
             del self._parts[session_part(name)]
-        if closing := [self._tasks.pop(name) for name in names]:
-            _, late = await asyncio.wait(closing, timeout=_STOP_TIMEOUT)
-            for task in late:
-                task.cancel()
+        await self._front.close(resources)
 
     async def _run_source(self, source: Source, threads: ThreadPoolExecutor) -> None:
         loop = asyncio.get_running_loop()
@@ -258,8 +249,7 @@ class Agent:
                 self._heard.set()
 
     def _publish(self, snapshot: Snapshot, noticed: float | None) -> None:
-        if session := self._sessions.get(snapshot.resource):
-            session.publish(snapshot, noticed)
+        self._front.publish(snapshot, noticed)
 
     def _changed(self, changes: Sequence[Change]) -> None:
         self._offer_features()
@@ -271,8 +261,7 @@ class Agent:
 
     def _look(self) -> None:
         self._custody.look()
-        for session in self._sessions.values():
-            session.look()
+        self._front.look()
 
     async def _follow_config(self, file: Path, tasks: asyncio.TaskGroup) -> None:
         """Apply the file whenever its text changes; a ConfigMap changes by a swapped link."""
@@ -305,16 +294,16 @@ class Agent:
         }
         if before.node_features and not config.node_features:
             self._features.remove()
-        await self._close_sessions([name for name in self._sessions if name not in kept])
+        await self._close_front([name for name in self._front.sessions if name not in kept])
         self._custody.reconfigure(config.rules(), config.offers(), config.health_policy())
         self._watch(self._registrar().directory, tasks)
-        for offer in config.offers():
-            if offer.resource not in kept:
-                self._open_session(offer, tasks)
+        self._open_front((o for o in config.offers() if o.resource not in kept), tasks)
         self._offer_features()
         _log.info(
             "configuration applied",
-            extra=fields(file=self._config_file, kept=sorted(kept), now=sorted(self._sessions)),
+            extra=fields(
+                file=self._config_file, kept=sorted(kept), now=sorted(self._front.sessions)
+            ),
         )
 
 

@@ -3,7 +3,8 @@
 It streams the inventory's snapshots and answers Allocate. It never looks at hardware itself.
 """
 
+from usbplugin.deviceplugin.front import DevicePluginFront
 from usbplugin.deviceplugin.service import DevicePlugin
 from usbplugin.deviceplugin.session import Session, State
 
-__all__ = ["DevicePlugin", "Session", "State"]
+__all__ = ["DevicePlugin", "DevicePluginFront", "Session", "State"]

@@ -26,7 +26,7 @@ Address = tuple[str | None, int]
 """Host (None: all interfaces) and port."""
 
 
-class Front:
+class Listeners:
     """Listens, as far as that is possible."""
 
     def __init__(self, status: Status, metrics: Metrics, history: History) -> None:
