@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import configparser
 import json
 import re
 import subprocess
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+import usbplugin
 from usbplugin.config import parse
+from usbplugin.inventory import Health
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -64,6 +67,44 @@ def test_paths_of_this_repository_exist(page: Path) -> None:
     named = rf"`((?:{folders})/[\w./-]*|usbplugin/[\w/]*(?:\.py|/))`"
     for path in re.findall(named, page.read_text()):
         assert (ROOT / path).exists(), f"{page.name} names {path}"
+
+
+def first_cells(page: Path, heading: str) -> list[str]:
+    """The first cell of each row of the table below ``heading``."""
+    _, _, rest = page.read_text().partition(f"\n{heading}\n")
+    table = re.search(r"^\|.*\n\|[-|]+\n((?:\|.*\n)+)", rest, re.MULTILINE)
+    assert table, f"{page.name} has no table below {heading}"
+    return [row.split("|")[1].strip() for row in table[1].splitlines()]
+
+
+def test_the_table_of_rooms_is_the_tree() -> None:
+    package = Path(usbplugin.__file__).parent
+    tree = {f"{path.name}/" for path in package.iterdir() if (path / "__init__.py").exists()}
+    tree |= {path.name for path in package.glob("[!_]*.py")}
+    cells = first_cells(ROOT / "docs/architecture.md", "## One-way flow")
+    assert {name for cell in cells for name in re.findall("`([^`]+)`", cell)} == tree
+    assert len([name for name in tree if name.endswith(".py")]) <= 3
+
+
+def test_the_table_of_rooms_is_the_layers_of_the_contracts() -> None:
+    contracts = configparser.ConfigParser()
+    contracts.read(ROOT / ".importlinter")
+    layers = re.findall(r"\w+", contracts["importlinter:contract:flow"]["layers"])
+    cells = first_cells(ROOT / "docs/architecture.md", "## One-way flow")
+    assert [name for cell in cells for name in re.findall(r"`(\w+)(?:/|\.py)`", cell)] == layers
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "unlisted"),
+    [
+        # Settling ports are no devices yet, and so have no health.
+        ("architecture.md", "## Health", {"settling"}),
+        ("operations.md", "## A device is Unhealthy", {"ready"}),
+    ],
+)
+def test_tables_of_states_have_every_health(page: str, heading: str, unlisted: set[str]) -> None:
+    listed = set(first_cells(ROOT / "docs" / page, heading))
+    assert listed ^ {health.value for health in Health} == unlisted
 
 
 def test_every_make_target_shown_exists() -> None:
