@@ -47,15 +47,6 @@ EXAMPLES = {
     "byIdLinks": "true",
     "preStart": "false",
     "shares": "3",
-    "vendor": '"0403"',
-    "product": '"60*"',
-    "serial": '"A5069RR4"',
-    "manufacturer": '"FTDI"',
-    "productName": '"*Zigbee*"',
-    "driver": "cp210x",
-    "interface": "2",
-    "location": '"0000:00:14.0-1.*"',
-    "node": "/dev/ttyACM*",
     "times": "10",
     "window": "2m",
     "quiet": "1m",
@@ -109,11 +100,19 @@ def reference() -> str:
                 f"`{field.encode_name}`",
                 _type(struct, field.encode_name),
                 _default(field.default),
-                f"`{EXAMPLES[field.encode_name]}`",
+                f"`{_example(struct, field.encode_name)}`",
                 docs[field.name].replace("``", "`"),
             )
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _example(struct: type[msgspec.Struct], key: str) -> str:
+    found = msgspec.json.schema(struct)["$defs"][struct.__name__]["properties"][key]
+    for option in found.get("anyOf", (found,)):
+        if examples := option.get("examples"):
+            return json.dumps(examples[0])
+    return EXAMPLES[key]
 
 
 def _plain(text: str) -> str:

@@ -15,7 +15,7 @@ from usbplugin.config import parse
 from usbplugin.inventory import Health
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_what_is_generated_is_current(tmp_path: Path) -> None:

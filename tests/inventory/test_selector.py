@@ -43,6 +43,12 @@ def test_does_not_match(selector: Selector) -> None:
     assert not selector.matches(PORT)
 
 
+@pytest.mark.parametrize("key", Selector.__struct_encode_fields__)
+def test_every_key_decides(key: str) -> None:
+    value = 255 if key == "interface" else "no such value"
+    assert not msgspec.convert({key: value}, Selector).matches(PORT)
+
+
 def test_hexadecimal_ids_match_in_either_case() -> None:
     port = usb_port(vendor_id="10c4", product_id="ea60")
     assert Selector(vendor="10C4", product="EA60").matches(port)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
+from msgspec import Meta
 
 from usbplugin.discovery import IdentityMode, Unit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from usbplugin.discovery import Port
+    from usbplugin.discovery import Port, UsbInterface
 
 
 class Selector(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -21,23 +22,23 @@ class Selector(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="
     A port without USB descriptors has the empty string for each of them.
     """
 
-    vendor: str | None = None
+    vendor: Annotated[str, Meta(examples=["0403"])] | None = None
     """USB vendor ID, four hexadecimal digits."""
-    product: str | None = None
+    product: Annotated[str, Meta(examples=["60*"])] | None = None
     """USB product ID, four hexadecimal digits."""
-    serial: str | None = None
+    serial: Annotated[str, Meta(examples=["A5069RR4"])] | None = None
     """Serial number as the device reports it."""
-    manufacturer: str | None = None
+    manufacturer: Annotated[str, Meta(examples=["FTDI"])] | None = None
     """Manufacturer string as the device reports it."""
-    product_name: str | None = None
+    product_name: Annotated[str, Meta(examples=["*Zigbee*"])] | None = None
     """Product string as the device reports it."""
-    driver: str | None = None
+    driver: Annotated[str, Meta(examples=["cp210x"])] | None = None
     """Kernel driver: ``ftdi_sio``, ``cp210x``, ``ch341``, ``pl2303``, ``cdc_acm``..."""
-    interface: int | None = None
+    interface: Annotated[int, Meta(examples=[2])] | None = None
     """USB interface number, 0 to 255."""
-    location: str | None = None
+    location: Annotated[str, Meta(examples=["0000:00:14.0-1.*"])] | None = None
     """Host controller and port chain, e.g. ``0000:00:14.0-1.2``."""
-    node: str | None = None
+    node: Annotated[str, Meta(examples=["/dev/ttyACM*"])] | None = None
     """Device node, e.g. ``/dev/ttyACM*``."""
 
     @property
@@ -47,18 +48,31 @@ class Selector(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="
 
     def matches(self, port: Port) -> bool:
         """Whether all that is given matches ``port``."""
-        usb = port.usb
-        return (
-            _glob(self.vendor and self.vendor.lower(), usb.vendor_id if usb else "")
-            and _glob(self.product and self.product.lower(), usb.product_id if usb else "")
-            and _glob(self.serial, usb.serial if usb else "")
-            and _glob(self.manufacturer, usb.manufacturer if usb else "")
-            and _glob(self.product_name, usb.product if usb else "")
-            and _glob(self.driver, port.driver)
-            and (self.interface is None or (usb is not None and usb.interface == self.interface))
-            and _glob(self.location, usb.location if usb else "")
-            and (_glob(self.node, port.node) or _glob(self.node, f"/dev/{port.name}"))
+        wanted = {key: value for key in _VALUES if (value := getattr(self, key)) is not None}
+        return all(
+            any(_fits(value, found, fold=key in _HEXADECIMAL) for found in _VALUES[key](port))
+            for key, value in wanted.items()
         )
+
+
+def _of_usb(read: Callable[[UsbInterface], str | int]) -> Callable[[Port], Sequence[str | int]]:
+    return lambda port: ("" if port.usb is None else read(port.usb),)
+
+
+_VALUES: dict[str, Callable[[Port], Sequence[str | int]]] = {
+    "vendor": _of_usb(lambda usb: usb.vendor_id),
+    "product": _of_usb(lambda usb: usb.product_id),
+    "serial": _of_usb(lambda usb: usb.serial),
+    "manufacturer": _of_usb(lambda usb: usb.manufacturer),
+    "product_name": _of_usb(lambda usb: usb.product),
+    "driver": lambda port: (port.driver,),
+    "interface": _of_usb(lambda usb: usb.interface),
+    "location": _of_usb(lambda usb: usb.location),
+    "node": lambda port: (port.node, f"/dev/{port.name}"),
+}
+"""For each key of a selector, what of a port it is compared with; one of several will do."""
+
+_HEXADECIMAL = frozenset({"vendor", "product"})
 
 
 class ResourceRule(msgspec.Struct, frozen=True):
@@ -82,5 +96,8 @@ def first_match(rules: Sequence[ResourceRule], port: Port) -> ResourceRule | Non
     return next((rule for rule in rules if rule.matches(port)), None)
 
 
-def _glob(pattern: str | None, value: str) -> bool:
-    return pattern is None or pattern == value or fnmatchcase(value, pattern)
+def _fits(wanted: str | int, found: str | int, *, fold: bool) -> bool:
+    if isinstance(wanted, int) or isinstance(found, int):
+        return wanted == found
+    pattern = wanted.lower() if fold else wanted
+    return pattern == found or fnmatchcase(found, pattern)
