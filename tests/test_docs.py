@@ -15,7 +15,11 @@ from usbplugin.config import parse
 from usbplugin.inventory import Health
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 
 def test_what_is_generated_is_current(tmp_path: Path) -> None:
@@ -33,7 +37,7 @@ def test_every_key_of_the_schema_is_described() -> None:
 
 def blocks(language: str) -> list[tuple[str, str]]:
     return [
-        (path.name, block)
+        (name_of(path), block)
         for path in PAGES
         for block in re.findall(
             rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL
@@ -53,20 +57,20 @@ def test_every_configuration_shown_is_valid() -> None:
         assert parse(text.encode()).warnings() == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         if not re.match(r"[a-z]+:", target):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+            assert (page.parent / target).exists(), f"{name_of(page)} links to {target}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_paths_of_this_repository_exist(page: Path) -> None:
     # A resource's name, usbplugin/serial, looks like one of the package's, but for the ending.
     folders = "benchmarks|deploy|docs|protos|tests|udev-rules"
     named = rf"`((?:{folders})/[\w./-]*|usbplugin/[\w/]*(?:\.py|/))`"
     for path in re.findall(named, page.read_text()):
-        assert (ROOT / path).exists(), f"{page.name} names {path}"
+        assert (ROOT / path).exists(), f"{name_of(page)} names {path}"
 
 
 def first_cells(page: Path, heading: str) -> list[str]:
