@@ -46,7 +46,7 @@ build/kubelet:
 faults: .venv ## do each kind of harm to a node once, and see that the kubelet knows the truth after it
 	$(BIN)/python -m tests.faults $(ARGS)
 
-soak: .venv ## the same again and again, for SECONDS (an hour), and rewrite the table of docs/reliability.md
+soak: .venv ## the same again and again, for SECONDS (an hour), and rewrite the tables of docs/reliability.md
 	$(BIN)/python -m tests.faults --seconds $(SECONDS) --output results/soak/faults.json $(ARGS)
 	$(BIN)/python -m tests.faults.page results/soak/faults.json docs/reliability.md
 

@@ -21,7 +21,7 @@ class Fault:
     within: float
     """Seconds after which the truth must have reached the kubelet, once the harm is undone."""
     why: str
-    """What that time is made of."""
+    """What that time is made of: on the page, faults with the same reason share a table."""
     kills: bool
     """Whether the plugin's process does not survive it."""
     mounts: bool
@@ -29,7 +29,7 @@ class Fault:
 
 
 LOOK = 12.0
-"""Whatever inotify tells, all directories are looked at every 10 s."""
+"""Every 10 s all directories are looked at, whatever inotify says."""
 
 CATALOGUE: list[Fault] = []
 
@@ -38,7 +38,7 @@ def fault(
     name: str,
     *,
     within: float = LOOK,
-    why: str = "the look that is taken every 10 s",
+    why: str = "every 10 s all directories are looked at, whatever inotify says",
     kills: bool = False,
     mounts: bool = False,
 ) -> Callable[[Harm], Harm]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.faults.rig import Rig
 
-_BACK_OFF = "a socket that cannot be made is tried again after at most 5 s"
+_BACK_OFF = "the plugin tries again to make its socket after 5 s at most"
 
 
 @fault("links deleted")

@@ -122,7 +122,7 @@ async def hangs_up(rig: Rig, rng: random.Random) -> None:
 @fault(
     "kubelet refuses some registrations",
     within=10,
-    why="back-off, doubling from 20 ms to 5 s with each failure",
+    why="registering again backs off, from 20 ms to 5 s, doubling with each failure",
 )
 async def refuses(rig: Rig, rng: random.Random) -> None:
     times = rng.randint(1, 5)

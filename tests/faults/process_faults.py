@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.faults.rig import Rig
 
-_START = "the process has to start"
+_START = "the process has to start first"
 
 
 _IN_NAMESPACE = ("unshare", "--user", "--map-root-user", "sh", "-c")
@@ -87,7 +87,7 @@ async def source_killed(rig: Rig, rng: random.Random) -> None:
 @fault(
     "no file descriptors left",
     within=20,
-    why="what failed is tried again, after a time that doubles with each failure",
+    why="whatever failed is tried again, after a delay that doubles with each failure",
 )
 async def descriptors_exhausted(rig: Rig, rng: random.Random) -> None:
     soft, hard = resource.prlimit(rig.pid, resource.RLIMIT_NOFILE)
@@ -144,8 +144,8 @@ async def taken_over(rig: Rig, rng: random.Random) -> None:
     await asyncio.to_thread(before.wait, 10)
 
 
-@fault("memories spoiled, then SIGKILL", kills=True, within=15, why=_START)
-async def memories_spoiled(rig: Rig, rng: random.Random) -> None:
+@fault("state files spoiled, then SIGKILL", kills=True, within=15, why=_START)
+async def state_spoiled(rig: Rig, rng: random.Random) -> None:
     held = {pod.thing.device_id for pod in rig.pods}
     await rig.end(signal.SIGKILL)
     for path in rig.link_dir.glob("*/device.json"):
@@ -170,7 +170,7 @@ async def memories_spoiled(rig: Rig, rng: random.Random) -> None:
     "started without inotify, and with a storm",
     kills=True,
     within=12,
-    why="it looks every second instead",
+    why="without inotify, all directories are looked at every second",
 )
 async def no_inotify(rig: Rig, rng: random.Random) -> None:
     """Then ended, and started with inotify."""
