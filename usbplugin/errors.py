@@ -3,14 +3,14 @@
 ::
 
     UsbPluginError
-    ├── ConfigError        the operator wrote something that makes no sense
-    ├── DiscoveryError     a source cannot see ports (any longer)
-    ├── KubeletError       the kubelet refused us, or cannot be reached
-    ├── AllocationError    a device cannot be given to a container; carries the gRPC status
-    ├── DaemonError        the daemon of this node does not answer as it should
-    └── VirtualTtyError    a virtual tty cannot be made or controlled
+    ├── ConfigError        the configuration is invalid
+    ├── DiscoveryError     a source cannot see ports
+    ├── KubeletError       the kubelet refused us or cannot be reached
+    ├── AllocationError    a device cannot be granted; carries the gRPC status
+    ├── DaemonError        this node's daemon does not answer properly
+    └── VirtualTtyError    a virtual tty cannot be created or controlled
 
-Messages name the thing, say what was wrong with it, and where possible what to do.
+A message names the thing, says what is wrong with it and, where possible, what to do.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ if TYPE_CHECKING:
 
 
 class UsbPluginError(Exception):
-    """Base of all of them: catching it catches what usbplugin foresaw, and nothing else."""
+    """The base class: catches every error usbplugin anticipates, and nothing else."""
 
 
 class ConfigError(UsbPluginError):
-    """One line: file, path within it, what was found, what was expected."""
+    """One line: the file, the key's path, what was expected and what was found."""
 
 
 class DiscoveryError(UsbPluginError):
-    """A source failed; the supervisor restarts it and rescans."""
+    """A source failed; its supervisor restarts it, which rescans."""
 
 
 class KubeletError(UsbPluginError):
-    """Registration failed; the session retries with back-off."""
+    """The kubelet refused a call or did not answer; callers retry with back-off."""
 
 
 class AllocationError(UsbPluginError):
-    """A request of the kubelet cannot be met; the message ends up in the pod's events."""
+    """The kubelet's request cannot be met; the message ends up in the pod's events."""
 
     def __init__(self, status: grpc.StatusCode, message: str) -> None:
-        """Keep the status that the kubelet is to get."""
+        """Carry the status to return to the kubelet."""
         super().__init__(message)
         self.status = status
 
 
 class DaemonError(UsbPluginError):
-    """A command could not get from the running daemon what it asked for."""
+    """A command could not get what it needs from the running daemon."""
 
 
 class VirtualTtyError(UsbPluginError):
-    """A virtual tty pair could not be made, plugged or unplugged."""
+    """A virtual tty could not be created, plugged or unplugged."""

@@ -1,4 +1,4 @@
-"""What all rooms stand on: supervised tasks, directory watches, a pulse, and where things are.
+"""What every package builds on: supervised tasks, directory watches, a pulse, and paths.
 
-Nothing in here knows what a serial port is.
+Nothing here knows what a serial port is.
 """

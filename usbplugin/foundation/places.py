@@ -1,4 +1,4 @@
-"""Where on a node things are, by default and as the flags say."""
+"""Paths on a node: the defaults, which flags override."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """What usbplugin shares with the kubelet and the container runtime, and the pod it is in."""
+    """The paths usbplugin shares with the kubelet and the container runtime, and its own pod."""
 
     kubelet_dir: Path = Path("/var/lib/kubelet/device-plugins")
-    """kubelet.sock, and the plugins' own sockets."""
+    """Holds kubelet.sock and the plugins' own sockets."""
     registry_dir: Path = Path("/var/lib/kubelet/plugins_registry")
     """Where the kubelet's plugin watcher looks for sockets."""
     pod_resources: Path = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
-    """The socket on which the kubelet tells who holds what."""
+    """The kubelet's PodResources socket, which says which pod holds which device."""
     link_dir: Path = Path("/run/usbplugin")
-    """Stable links to device nodes; the same path on the host."""
+    """Stable links to device nodes; must be the same path on the host."""
     cdi_dir: Path = Path("/var/run/cdi")
-    """CDI specs, for the container runtime."""
+    """Where the container runtime looks for CDI specs."""
     features_dir: Path = Path("/etc/kubernetes/node-feature-discovery/features.d")
     """What Node Feature Discovery's local source reads."""
 
     own_pod: str = ""
-    """``namespace/name`` of the pod that usbplugin runs in, if it is known to run in one."""
+    """``namespace/name`` of the pod usbplugin runs in; empty if unknown."""
 
     @property
     def control_socket(self) -> Path:
-        """Where this node's daemon can be asked; nobody but root can."""
+        """The socket of this node's daemon, open to root only."""
         return self.link_dir / "usbplugin.sock"

@@ -1,4 +1,4 @@
-"""Wakes whoever waits for the next time that something happens."""
+"""Wakes everyone waiting for something to happen next."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import asyncio
 
 
 class Pulse:
-    """An event that is over at once: whoever waits after it waits for the next one."""
+    """A momentary event: a beat wakes those already waiting; later waiters wait for the next."""
 
     def __init__(self) -> None:
-        """Nobody waits yet."""
+        """Start with nobody waiting."""
         self._next = asyncio.Event()
 
     def beat(self) -> None:
-        """Wake all who wait now."""
+        """Wake everyone waiting now."""
         self._next.set()
         self._next = asyncio.Event()
 

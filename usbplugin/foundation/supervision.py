@@ -1,4 +1,4 @@
-"""Keeps a piece of work running: whatever ends it is logged, and it begins again after a pause."""
+"""Keeps a task running: logs every failure and restarts the task after a pause."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _GOOD_RUN = 60.0
 
 
 class Part(msgspec.Struct):
-    """A piece of work under supervision, for whoever asks how it is."""
+    """The state of a supervised task, for health checks and metrics."""
 
     name: str
     running: bool = False
@@ -34,10 +34,10 @@ class Part(msgspec.Struct):
 async def supervise(
     part: Part, start: Callable[[], Awaitable[None]], stopping: asyncio.Event
 ) -> None:
-    """Await what ``start`` returns, again and again, until it returns without an error.
+    """Run ``start`` until it returns without an error, restarting it after each failure.
 
-    The pause doubles with each failure, up to half a minute, and is forgotten after a good run.
-    Cancelling this cancels the work.
+    The pause doubles with each failure, up to 30 s, and resets after a minute's good run.
+    Cancelling this cancels the task.
     """
     loop = asyncio.get_running_loop()
     pause = _FIRST_PAUSE
@@ -57,9 +57,9 @@ async def supervise(
         part.last_error = str(error) or type(error).__name__
         if loop.time() - began > _GOOD_RUN:
             pause = _FIRST_PAUSE
-        # A failure that was foreseen explains itself; any other one is a defect: show where it is.
+        # An anticipated failure explains itself; anything else is a bug, so log the traceback.
         _log.error(
-            "failed; starting it again",
+            "failed; restarting",
             exc_info=None if isinstance(error, UsbPluginError) else error,
             extra=fields(part=part.name, reason=error, seconds=pause),
         )

@@ -1,7 +1,7 @@
-"""Tells when a directory's entries change, however often the directory itself goes and comes.
+"""Reports changes to a directory's entries, even if the directory is removed and recreated.
 
-A hint, never the truth: callers look for themselves when called back, and now and then besides,
-for inotify(7) queues overflow, watches die with their directory, and instances run out.
+A report is only a hint. Callers look for themselves when called back, and periodically too:
+inotify(7) queues overflow, watches die with their directory, and instances run out.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Without a filter, reading the directory would itself be an event (IN_OPEN), and so without end.
-# All watches must ask for the same: inotify_add_watch(2) replaces the mask of a path it knows.
+# Without a filter, reading the directory would itself raise an event (IN_OPEN), and so on forever.
+# All watches use one mask: inotify_add_watch(2) replaces the mask of a path already watched.
 _ALWAYS: list[type[FileSystemEvent]] = [
     DirCreatedEvent,
     DirDeletedEvent,
@@ -47,7 +47,7 @@ _ALWAYS: list[type[FileSystemEvent]] = [
     FileMovedEvent,
 ]
 _ENTRIES = [*_ALWAYS, FileCreatedEvent]
-# A file that is only just created is empty yet, and an empty one may mean something.
+# A newly created file is still empty, and an empty file may be meaningful.
 _CONTENTS = [*_ALWAYS, FileClosedEvent]
 
 _MOST_PASSES = 8
@@ -70,8 +70,7 @@ class DirectoryWatch:
         Args:
             directory: Need not exist yet.
             on_change: Runs in watchdog's thread and must return at once.
-            contents: Whether it is files that matter: then they are told of once they have been
-                written, and not when they are created.
+            contents: Report a file once it has been written, rather than when it is created.
         """
         self._events = _CONTENTS if contents else _ENTRIES
         self._directory = directory.absolute()  # or it might have no parent
@@ -81,14 +80,14 @@ class DirectoryWatch:
         self._deleted: deque[Path] = deque()
         self._complained = False
         self.renewed = False
-        """Whether the last ``refresh`` had to begin or mend something: look, for until then changes
-        may have gone unnoticed."""
+        """Whether the last ``refresh`` started or repaired a watch. If so, look again: earlier
+        changes may have been missed."""
 
     def refresh(self) -> bool:
-        """Start watching, or mend what broke since. Call it before each look at the directory.
+        """Start watching, or repair broken watches. Call it before each look at the directory.
 
         Returns:
-            False if changes may now go unnoticed, so that the caller has to look more often.
+            False if changes may be missed, so that the caller must look more often.
         """
         try:
             self._refresh()
@@ -97,7 +96,7 @@ class DirectoryWatch:
             if not self._complained:
                 self._complained = True
                 _log.warning(
-                    "inotify is not available; looking every second instead",
+                    "inotify is not available; polling every second instead",
                     extra=fields(
                         directory=self._directory,
                         error=error,
@@ -113,13 +112,13 @@ class DirectoryWatch:
         observer, self._observer = self._observer, None
         self._armed.clear()
         if observer is not None:
-            observer.stop()  # what is left of it, if one of its threads has died
+            observer.stop()  # stops the remaining threads if one has died
             observer.join()
 
     def _refresh(self) -> None:
         if self._observer is not None and not _is_alive(self._observer):
             _log.warning(
-                "a watching thread has died; watching anew",
+                "a directory watch's thread died; starting a new watch",
                 extra=fields(directory=self._directory),
             )
             self.stop()
@@ -127,7 +126,7 @@ class DirectoryWatch:
             observer = Observer()
             observer.start()
             self._observer = observer
-        # What comes or goes while watches are being set is seen by the next pass.
+        # Anything that appears or disappears while watches are being set is seen by the next pass.
         self.renewed = False
         for _ in range(_MOST_PASSES):
             if not self._rearm(self._observer):
@@ -135,17 +134,17 @@ class DirectoryWatch:
             self.renewed = True
 
     def _heed(self, watched: Path, event: FileSystemEvent) -> None:
-        """In watchdog's thread: of an ancestor, only directories may be what we wait for."""
+        """Handle an event in watchdog's thread; below an ancestor, only directories matter."""
         if isinstance(event, DirDeletedEvent) and event.src_path == str(watched):
-            # Its watch is dead, even if a new directory has got its name and inode by now.
+            # Its watch is dead, even if a new directory already has its name and inode.
             self._deleted.append(watched)
         elif watched != self._directory and not event.is_directory:
             return
         self._on_change()
 
     def _rearm(self, observer: BaseObserver) -> bool:
-        """Watch what there is to watch; whether anything had to be changed for that."""
-        # The nearest ancestor that exists tells when the directory comes back.
+        """Bring the watches up to date; return whether anything had to change."""
+        # The nearest existing ancestor tells when the directory comes back.
         ancestor = next((path for path in self._directory.parents if path.is_dir()), Path("/"))
         wanted = {path for path in (self._directory, ancestor) if path.is_dir()}
         alive = {emitter.watch for emitter in observer.emitters if _is_alive(emitter)}
@@ -161,7 +160,7 @@ class DirectoryWatch:
         missing = wanted - self._armed.keys()
         for path in missing:
             inode = _inode(path)
-            with suppress(FileNotFoundError):  # it has gone again: the next pass sees that
+            with suppress(FileNotFoundError):  # gone again: the next pass will see that
                 watch = observer.schedule(
                     _Handler(path, self._heed), str(path), event_filter=self._events
                 )
@@ -170,7 +169,7 @@ class DirectoryWatch:
 
 
 def _is_alive(part: Thread) -> bool:
-    """Whether a thread of watchdog's lives, and so do those that it hears from."""
+    """Whether a watchdog thread is alive, along with the threads that feed it."""
     return part.is_alive() and all(
         other.is_alive() for other in vars(part).values() if isinstance(other, Thread)
     )
@@ -180,7 +179,7 @@ _Inode = tuple[int, int, int] | None
 
 
 def _inode(path: Path) -> _Inode:
-    """What a watch is on: of a file system that was mounted anew, the other two may be the same."""
+    """Identifies what a watch is on; f_fsid, because a remount may repeat the other two numbers."""
     try:
         status = os.stat(path)  # noqa: PTH116 -- follows links, as the watch does
         return status.st_dev, status.st_ino, os.statvfs(path).f_fsid
@@ -189,7 +188,7 @@ def _inode(path: Path) -> _Inode:
 
 
 class _Handler(FileSystemEventHandler):
-    """Hands on every event, with the path whose watch it came from."""
+    """Forwards every event, with the watched path it came from."""
 
     def __init__(self, path: Path, heed: Callable[[Path, FileSystemEvent], None]) -> None:
         self._path = path
@@ -202,11 +201,11 @@ class _Handler(FileSystemEventHandler):
 async def follow(
     directory: Path, changed: asyncio.Event, *, contents: bool = False
 ) -> AsyncIterator[None]:
-    """Yield whenever a look at ``directory`` is due: at first, after changes, and now and then.
+    """Yield whenever a look at ``directory`` is due: at once, after changes, and periodically.
 
     Args:
         directory: Need not exist yet.
-        changed: Set when something changed; to be set by others too who want a look.
+        changed: Set on a change; callers may set it too, to request a look.
         contents: As for ``DirectoryWatch``.
     """
     loop = asyncio.get_running_loop()
