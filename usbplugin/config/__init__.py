@@ -1,7 +1,6 @@
-"""The configuration: what the operator writes, read once into frozen values.
+"""The configuration: the operator's file, read into frozen values.
 
-Every error is one line that names the file, the path of the key, what was found and what was
-expected.
+Every error is one line naming the file, the key's path, what was expected and what was found.
 """
 
 from usbplugin.config.model import Config, Flapping, Registration, ResourceConfig, seconds

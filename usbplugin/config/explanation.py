@@ -1,4 +1,4 @@
-"""Turns what msgspec says of a document that does not fit into what an operator can act on."""
+"""Turns msgspec's validation errors into messages an operator can act on."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ _shown.maxstring = _shown.maxother = 100
 
 
 def shown(value: object) -> str:
-    """As ``repr``, but of a document that unfolds without end only the beginning."""
+    """Like ``repr``, but cut short: YAML aliases can make a document endless."""
     return _shown.repr(value)
 
 
 def _one_of(choices: type[Enum]) -> str:
-    return " or ".join(str(choice.value) for choice in choices)
+    *others, last = (str(choice.value) for choice in choices)
+    return f"{', '.join(others)} or {last}"
 
 
 _A_DURATION = "a duration such as 30s, 10m or 1.5h"
@@ -36,13 +37,22 @@ _EXPECTED = {
     "unit": _one_of(Unit),
     "identity": _one_of(IdentityMode),
     "registration": _one_of(Registration),
-    "permissions": "r, w, m or several of these in this order, such as rw",
+    "permissions": "any of r, w and m, in that order, such as rw",
 }
-"""By key, what its value has to be, where msgspec would show a pattern, or none of the choices."""
+"""What a key's value must be, where msgspec would show a pattern or leave out the choices."""
+
+_OURS = {
+    "str": "a string",
+    "int": "a whole number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a mapping",
+}
+"""Our names for msgspec's types."""
 
 
 def explain(problem: str, document: object) -> str:
-    """Turn msgspec's ``text - at `$.path` `` into ``path: text``, with a hint where one helps."""
+    """Turn msgspec's ``text - at `$.path` `` into ``path: text``, with a hint where that helps."""
     text, _, where = problem.partition(" - at ")
     in_key = where.startswith("`key` in ")
     path = where.removeprefix("`key` in ").strip("`").removeprefix("$").removeprefix(".")
@@ -59,20 +69,22 @@ def explain(problem: str, document: object) -> str:
         mapping = _at(document, path)
         keys = mapping if isinstance(mapping, dict) else ()
         key = next((key for key in keys if not isinstance(key, str)), None)
-        text = f"expected text as a key, found {shown(key)}: put it in quotes"
+        text = f"expected a string as the key, found {shown(key)}: put it in quotes"
+    elif missing := re.search(r"missing required field `(.*)`", text):
+        text = f"missing key {missing[1]!r}, found {shown(_at(document, path))}"
     elif expected := _EXPECTED.get(path.rpartition(".")[2]):
         text = f"expected {expected}, found {shown(_at(document, path))}"
     else:
         value = _at(document, path)
         text = re.sub(r", got `[^`]+`", "", text).replace("`", "").replace(" | null", "")
-        for theirs, ours in (("str", "a string"), ("array", "a list"), ("object", "a mapping")):
+        for theirs, ours in _OURS.items():
             text = re.sub(rf"expected {theirs}\b", f"expected {ours}", text)
         text += f", found {shown(value)}"
         if "a string" in text and isinstance(value, bool):
-            text += " (YAML reads yes, no, on and off as true or false: put it in quotes)"
+            text += " (YAML reads unquoted yes, no, on and off as true or false: put it in quotes)"
         elif "a string" in text and isinstance(value, int):
             text += (
-                " (YAML reads digits as a number, after a leading 0 as an octal one: put them in"
+                " (YAML reads unquoted digits as a number, octal after a leading 0: put them in"
                 " quotes)"
             )
     return f"{path}: {text}" if path else text
@@ -87,7 +99,7 @@ def _known_keys(path: str) -> tuple[str, ...]:
 
 
 def _at(document: object, path: str) -> object:
-    """The value at ``a.b[0].c``; as much of it as there is."""
+    """The value at a path such as ``a.b[0].c``, followed as far as it exists."""
     for key, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
         if key and isinstance(document, dict):
             document = document.get(key)

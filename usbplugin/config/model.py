@@ -1,6 +1,6 @@
-"""The configuration as typed, frozen values: each attribute is a key of the file.
+"""The configuration as typed, frozen values: each attribute is a key in the file.
 
-Nothing here reads a file, and no default depends on the machine. ``make docs`` derives the schema
+Nothing here reads a file, and no default depends on the machine. ``make docs`` generates the schema
 and the reference in docs/configuration.md from these classes.
 """
 
@@ -28,7 +28,7 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class Registration(Enum):
-    """How the kubelet comes to know the plugin."""
+    """How the plugin registers with the kubelet."""
 
     KUBELET = "kubelet"
     """The plugin calls Register on kubelet.sock."""
@@ -44,71 +44,72 @@ class ResourceConfig(
     name: str
     """What pods request, e.g. ``usbplugin/zigbee``."""
     selectors: tuple[Selector, ...] = ()
-    """Alternatives; a port that matches one of them belongs here. None: every port."""
+    """Alternatives: a port belongs here if it matches any of them, or if there are none."""
     unit: Unit = Unit.PORT
     """What one device is: a ``port``, or all ports of one ``usb-device`` (a modem)."""
     identity: IdentityMode = IdentityMode.AUTO
-    """What device IDs hang on: ``serial``, ``location`` or ``auto``."""
+    """What device IDs are based on: ``serial``, ``location`` or ``auto``."""
     permissions: Annotated[str, msgspec.Meta(pattern="^(r|w|m|rw|rm|wm|rwm)$")] = "rw"
-    """cgroup permissions of the container on the node: r (read), w (write), m (mknod)."""
+    """The container's cgroup permissions for the node: r (read), w (write), m (mknod)."""
     container_path: str = DEFAULT_CONTAINER_PATH
-    """Path in the container; ``{name}`` is the kernel name, ``{device}`` and ``{port}`` count."""
+    """The node's path in the container. ``{name}`` is its kernel name, ``{device}`` and ``{port}``
+    are numbers from 0."""
     by_id_links: bool = False
     """Whether the node also appears under its ``/dev/serial/by-id`` name, unless another of the
-    container's devices of this resource claims the same one."""
+    container's devices of this resource claims that name too."""
     pre_start: bool = True
-    """Whether each start of a container is checked, and waits while its device is away."""
+    """Whether each container start is checked, and waits while the device is unplugged."""
     shares: Annotated[int, msgspec.Meta(ge=1, le=MOST_SHARES)] = 1
-    """How many containers may have the same device at the same time."""
+    """How many containers may have the same device at once."""
     cdi: bool | None = None
-    """Whether devices are handed over by CDI; if not given, what ``cdi`` at the top says."""
+    """Whether devices are granted by CDI name; if not given, the top-level ``cdi`` applies."""
 
     def rule(self) -> ResourceRule:
-        """What the inventory needs of it."""
+        """The part the inventory needs."""
         return ResourceRule(self.name, self.selectors, self.identity, self.unit, self.pre_start)
 
 
 class Flapping(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel", kw_only=True
 ):
-    """When a device that comes and goes is no longer handed out."""
+    """When a device that keeps coming and going is no longer offered."""
 
     times: Annotated[int, msgspec.Meta(ge=2, le=60)] = 5
-    """So many departures..."""
+    """A device that is unplugged this many times..."""
     window: Duration = "60s"
-    """...within this time make it flapping..."""
+    """...within this time is flapping..."""
     quiet: Duration = "30s"
-    """...until it has neither come nor gone for so long."""
+    """...until it has neither come nor gone for this long."""
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel", kw_only=True):
-    """The whole configuration; with no file at all, every USB serial port is usbplugin/serial."""
+    """The whole configuration; without a file, all USB serial ports are usbplugin/serial."""
 
     nodes: tuple[str, ...] = DEFAULT_NODES
-    """Device nodes that the udev source looks at, as globs. Read at start only."""
+    """Globs of the device nodes the udev source looks at. Read at startup only."""
     resources: tuple[ResourceConfig, ...] = (ResourceConfig(name=DEFAULT_RESOURCE),)
-    """In order: a device belongs to the first resource that matches it."""
+    """In order of precedence: a device belongs to the first resource that matches it."""
     retention: Duration = "1h"
-    """For how long an unplugged device that no pod holds stays listed as Unhealthy."""
+    """How long an unplugged device that no pod holds stays listed as Unhealthy."""
     flapping: Flapping = Flapping()
-    """When a device that comes and goes is no longer handed out."""
+    """When a device that keeps coming and going is no longer offered."""
     registration: Registration = Registration.KUBELET
-    """``kubelet``: call Register. ``watcher``: be found by the kubelet's plugin watcher."""
+    """``kubelet``: the plugin calls Register. ``watcher``: the plugin watcher finds the plugin."""
     cdi: bool = False
-    """Whether devices are handed over by CDI names in place of device nodes."""
+    """Whether devices are granted by CDI name rather than as device nodes."""
     node_features: bool = False
-    """Whether node labels are offered to Node Feature Discovery."""
+    """Whether to publish node labels through Node Feature Discovery."""
 
     def uses_cdi(self, resource: ResourceConfig) -> bool:
-        """Whether containers are given a resource's devices by CDI."""
+        """Whether a resource's devices are granted by CDI name."""
         return self.cdi if resource.cdi is None else resource.cdi
 
     def rules(self) -> list[ResourceRule]:
-        """What the inventory needs of the resources."""
+        """The part of each resource the inventory needs."""
         return [resource.rule() for resource in self.resources]
 
     def offers(self) -> list[Offer]:
-        """What the kubelet side needs of the resources."""
+        """The terms on which each resource's devices are offered."""
         return [
             Offer(
                 resource.name,
@@ -123,7 +124,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ca
         ]
 
     def health_policy(self) -> HealthPolicy:
-        """How long things are remembered and waited for."""
+        """How long unplugged devices are remembered, and what counts as flapping."""
         return HealthPolicy(
             retention=seconds(self.retention),
             flaps=self.flapping.times,
@@ -132,27 +133,27 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ca
         )
 
     def warnings(self) -> list[str]:
-        """What is valid but hardly meant; a line each."""
+        """What is valid but probably not intended, one line each."""
         catching_all: str | None = None
         found = []
         for index, resource in enumerate(self.resources):
             if catching_all is not None:
                 found.append(
-                    f"resources[{index}]: {resource.name} never gets a device, for"
-                    f" {catching_all} before it matches every port: move that one to the end"
+                    f"resources[{index}]: {resource.name} never gets a device, because"
+                    f" {catching_all} above it matches every port: move that to the end"
                 )
             elif not resource.selectors or any(s.is_empty for s in resource.selectors):
                 catching_all = resource.name
             if self.uses_cdi(resource) and "{name}" in resource.container_path:
                 found.append(
-                    f"resources[{index}]: with cdi and {{name}} in containerPath, after a replug"
-                    " the node in the container has another name than its environment says: write"
-                    " a path without {name}, such as /dev/modem{port}"
+                    f"resources[{index}]: with cdi and {{name}} in containerPath, a replug can"
+                    " change the node's path without changing the container's environment: use a"
+                    " path without {name}, such as /dev/modem{port}"
                 )
         return found
 
 
 def seconds(duration: Duration) -> float:
-    """A duration's seconds."""
+    """A duration in seconds."""
     number, unit = re.findall(r"[0-9.]+|[a-z]+", duration)
     return float(number) * _UNITS[unit]

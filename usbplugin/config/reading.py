@@ -1,4 +1,4 @@
-"""Reads a configuration file: decoded, validated, and every error one line."""
+"""Reads and validates a configuration file; every error is one line."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def load(path: Path) -> Config:
     """Read and validate a configuration file.
 
     Raises:
-        ConfigError: it cannot be read, or says something that cannot be meant.
+        ConfigError: it cannot be read or is invalid.
     """
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     try:
         return parse(text)
     except ConfigError as error:
@@ -35,15 +35,15 @@ def load(path: Path) -> Config:
 
 
 def parse(text: bytes) -> Config:
-    """Decode and validate the text of a configuration file; an empty one means the defaults.
+    """Decode and validate a configuration file's text; empty text means the defaults.
 
     Raises:
-        ConfigError: as ``load`` does, without the file's name.
+        ConfigError: it is invalid.
     """
     try:
         return _decode(text)
     except ConfigError as error:
-        # What was found there is repeated, whatever it was: in one line, and not without end.
+        # The message quotes the file, which may hold anything: keep it to one line, not too long.
         line = "".join(
             c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(error)
         )
@@ -57,7 +57,7 @@ def _decode(text: bytes) -> Config:
     if document is None:
         document = {}
     if not isinstance(document, dict):
-        raise ConfigError(f"expected a mapping with the key resources, found {_kind(document)}")
+        raise ConfigError(f"expected a mapping, such as resources: [...], found {_kind(document)}")
     try:
         config = msgspec.convert(document, Config)
     except msgspec.ValidationError as error:

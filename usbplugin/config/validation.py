@@ -1,4 +1,4 @@
-"""What a configuration has to be beyond its types: names, paths and globs that can work."""
+"""Checks beyond types: whether a configuration's names, paths and globs can work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def validate(config: Config) -> None:
     """Check what types alone cannot.
 
     Raises:
-        ConfigError: with the path of the key, what was found there and what was expected.
+        ConfigError: a value is invalid.
     """
     if not config.resources:
         raise ConfigError("resources: expected at least one resource, found none")
@@ -28,8 +28,8 @@ def validate(config: Config) -> None:
         where = f"resources[{index}]"
         if resource.name in names:
             raise ConfigError(
-                f"{where}.name: {resource.name!r} is the name of resources[{names[resource.name]}]"
-                " already; give both selectors to one resource instead"
+                f"{where}.name: {resource.name!r} is already the name of"
+                f" resources[{names[resource.name]}]; list the selectors of both in one resource"
             )
         names[resource.name] = index
         if problem := resource_name_problem(resource.name):
@@ -47,17 +47,17 @@ def validate(config: Config) -> None:
 
 
 def _cdi_problem(resource: ResourceConfig, config: Config) -> str:
-    """Why a resource cannot be handed over by CDI; empty if it can, or need not."""
+    """Why a resource cannot use CDI; empty if it can, or does not."""
     if not config.uses_cdi(resource):
         return ""
     if resource.by_id_links:
-        return "expected false together with byIdLinks: a CDI spec names each node once"
+        return "expected false with byIdLinks: a CDI spec names each node only once"
     if "{device}" in resource.container_path:
-        return "expected false with {device} in containerPath: a CDI spec is no container's own"
+        return "expected false with {device} in containerPath: containers share a CDI spec"
     if not re.fullmatch(r"[A-Za-z][^/]+/[A-Za-z][^/]+", resource.name):
         return (
-            "expected false: CDI's vendor and class, unlike the parts of a resource's name, begin"
-            " with a letter and have two characters or more"
+            "expected false: the name's two parts become CDI's vendor and class, which must begin"
+            " with a letter and have at least two characters"
         )
     return ""
 
@@ -81,12 +81,12 @@ def _container_path_problem(template: str) -> str:
     if not template.startswith("/") or "," in template or not template.isprintable():
         return "expected an absolute path without commas"
     if ".." in template.split("/") or template.endswith("/"):
-        return "expected the path of a file, without '..'"
+        return "expected a file's path, without '..'"
     try:
         fields = [field for _, *field in string.Formatter().parse(template)]
     except ValueError as error:
         return f"expected a path with balanced braces ({error})"
     for name, spec, conversion in fields:
         if name is not None and (name not in PLACEHOLDERS or spec or conversion):
-            return "expected no other placeholders than {name}, {device} and {port}"
+            return "expected only the placeholders {name}, {device} and {port}"
     return ""

@@ -1,4 +1,4 @@
-"""Reads YAML that somebody wrote by hand: safely, and no key twice."""
+"""Reads hand-written YAML safely, and refuses duplicate keys."""
 
 from __future__ import annotations
 
@@ -8,33 +8,31 @@ from usbplugin.errors import ConfigError
 
 
 def read_yaml(text: bytes) -> object:
-    """The document that ``text`` is; None if it is empty.
+    """Parse ``text``; None if it is empty.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not valid YAML.
     """
     try:
         document: object = yaml.load(text, Loader=_Loader)  # noqa: S506 -- a safe loader
     except (yaml.YAMLError, RecursionError) as error:
         problem = str(error).replace('in "<byte string>", ', "in ")
-        raise ConfigError(f"is not YAML: {' '.join(problem.split())}") from error
+        raise ConfigError(f"not valid YAML: {' '.join(problem.split())}") from error
     except (ValueError, AttributeError, LookupError, TypeError) as error:
-        # PyYAML trusts tags: what fails depends on how it goes about it.
-        raise ConfigError(
-            f"is not YAML: a value cannot be what it is said to be ({error})"
-        ) from error
+        # PyYAML trusts a value's tag or form, so a bad one can fail in any of these ways.
+        raise ConfigError(f"not valid YAML: a value does not fit its type ({error})") from error
     return document
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc] # in C or not
-    """Refuses a key that is there twice: YAML forbids it, and PyYAML lets the last one win."""
+    """Refuses duplicate keys: YAML forbids them, but PyYAML lets the last one win."""
 
     def __init__(self, stream: bytes) -> None:
         super().__init__(stream)
         self._seen: set[int] = set()
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        # Of each mapping the first call comes before merge keys have added to it.
+        # Check only on the first call for a mapping, before merge keys have added to it.
         if id(node) not in self._seen:
             self._seen.add(id(node))
             lines: dict[tuple[str, str], int] = {}
@@ -44,7 +42,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
                 line = key.start_mark.line + 1
                 if first := lines.get((key.tag, key.value)):
                     raise ConfigError(
-                        f"line {line}: the key {key.value!r} is in line {first} already"
+                        f"line {line}: duplicate key {key.value!r}, first set on line {first}"
                     )
                 lines[key.tag, key.value] = line
         super().flatten_mapping(node)
