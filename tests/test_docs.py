@@ -22,6 +22,10 @@ PAGES = [
 ]
 
 
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
 def test_what_is_generated_is_current(tmp_path: Path) -> None:
     subprocess.run([sys.executable, ROOT / "docs/generate.py", tmp_path], check=True)
     for path in ("deploy/config.schema.json", "docs/configuration.md"):
