@@ -24,8 +24,9 @@ from usbplugin.discovery.identity import (
     fingerprint,
     is_device_id,
 )
-from usbplugin.inventory.device import Change, Device, DeviceState, GrantedPort, Snapshot, Update
+from usbplugin.inventory.device import Device, DeviceState, GrantedPort, Snapshot, Update
 from usbplugin.inventory.health import Health, HealthPolicy
+from usbplugin.inventory.publication import Publication
 from usbplugin.inventory.record import Key, Record
 from usbplugin.inventory.selector import ResourceRule, first_match
 
@@ -70,9 +71,7 @@ class Inventory:
         """Ports whose device was seen under a later name, and that name."""
         self._asked_at = -math.inf if holders_can_tell else None
         self._dirty: set[str] = set()
-        self._published: dict[str, Device] = {}
-        self._saved: dict[str, DeviceState] = {}
-        self._snapshots = {rule.name: Snapshot(rule.name) for rule in self._rules}
+        self._published = Publication(rule.name for rule in self._rules)
         for state in states:
             self._restore(state, now)
 
@@ -82,11 +81,11 @@ class Inventory:
         Raises:
             KeyError: there is no such resource.
         """
-        return self._snapshots[resource]
+        return self._published.snapshot(resource)
 
     def find(self, device_id: str) -> Device | None:
         """The device of that ID, of whatever resource."""
-        return self._published.get(device_id)
+        return self._published.find(device_id)
 
     @property
     def ports(self) -> Mapping[Key, Port]:
@@ -100,7 +99,7 @@ class Inventory:
 
     def state(self, device_id: str) -> DeviceState:
         """What is to be remembered of a device that is listed."""
-        return self._saved[device_id]
+        return self._published.state(device_id)
 
     def reconfigured(
         self, rules: Sequence[ResourceRule], policy: HealthPolicy, now: float
@@ -116,11 +115,7 @@ class Inventory:
                 # If the new rules give it another ID, nothing is left of this one.
                 copy.listed, copy.was_listed = not record.present, record.listed
         # What is published from now on are the differences.
-        successor._published = dict(self._published)
-        successor._dirty |= self._published.keys()
-        successor._snapshots = {
-            name: self._snapshots.get(name, empty) for name, empty in successor._snapshots.items()
-        }
+        successor._dirty |= successor._published.take_over(self._published)
         return successor
 
     def settled_port(self, key: Key) -> Port:
@@ -327,7 +322,7 @@ class Inventory:
             since=now if state.absent_since is None else min(state.absent_since, now),
         )
         self._records[state.id] = record
-        self._saved[state.id] = state
+        self._published.restore(state)
         self._dirty.add(state.id)
         return record
 
@@ -337,7 +332,9 @@ class Inventory:
         for device_id in self._dirty & self._records.keys():
             self._records[device_id].assess(self._asked_at, self._policy, now)
         self._forget(now)
-        return self._publish()
+        update = self._published.publish(self._dirty, self._records)
+        self._dirty.clear()
+        return update
 
     def _forget(self, now: float) -> None:
         away = [record for record in self._records.values() if not record.present]
@@ -352,45 +349,3 @@ class Inventory:
             if position < excess or is_nothing or record.since + self._policy.retention <= now:
                 del self._records[record.id]
                 self._dirty.add(record.id)
-
-    def _publish(self) -> Update:
-        changes, states = [], []
-        touched: set[str] = set()
-        for device_id in sorted(self._dirty):
-            record = self._records.get(device_id)
-            before = self._published.get(device_id)
-            after = None
-            if record is not None and record.health is not None:
-                record.listed = True
-                after = record.device(record.health)
-                state = record.state()
-                if self._saved.get(device_id) != state:
-                    self._saved[device_id] = state
-                    states.append(state)
-            else:
-                self._saved.pop(device_id, None)
-            if after is not None:
-                self._published[device_id] = after
-            elif before is not None:
-                del self._published[device_id]
-            if before == after:
-                continue
-            touched |= {device.resource for device in (before, after) if device is not None}
-            if device := after or before:
-                changes.append(
-                    Change(
-                        device,
-                        before=before.health if before else None,
-                        after=after.health if after else None,
-                    )
-                )
-        self._dirty.clear()
-        touched &= self._snapshots.keys()  # a reload may have ended one
-        for resource in touched:
-            listed = (device for device in self._published.values() if device.resource == resource)
-            self._snapshots[resource] = Snapshot(resource, tuple(listed))
-        return Update(
-            tuple(self._snapshots[resource] for resource in sorted(touched)),
-            tuple(changes),
-            tuple(states),
-        )
