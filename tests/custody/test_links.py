@@ -108,3 +108,104 @@ def test_something_else_in_the_links_place_is_not_followed(tmp_path: Path) -> No
     links = LinkDirectory(tmp_path)
     links.update(READY)
     assert os.readlink(tmp_path / "usb-a/if00") == "/dev/ttyUSB0"
+
+
+def test_a_link_that_cannot_be_set_right_is_not_handed_out(tmp_path: Path) -> None:
+    links = LinkDirectory(tmp_path)
+    assert links.host_path(READY, PORT) == str(tmp_path / "usb-a/if00")
+    (tmp_path / "usb-a/if00").unlink()
+    (tmp_path / "usb-a/if00").mkdir()  # nothing can be put in its place
+    assert links.host_path(READY, PORT) == "/dev/ttyUSB0"
+    (tmp_path / "usb-a/if00").rmdir()
+    assert links.host_path(READY, PORT) == str(tmp_path / "usb-a/if00")
+
+
+def test_a_link_that_was_changed_is_set_right_before_it_is_handed_out(tmp_path: Path) -> None:
+    links = LinkDirectory(tmp_path)
+    links.update(READY)
+    (tmp_path / "usb-a/if00").unlink()
+    (tmp_path / "usb-a/if00").symlink_to("/dev/ttyUSB7")
+    path = links.host_path(READY, PORT)
+    assert os.readlink(path) == "/dev/ttyUSB0"
+
+
+def test_each_port_of_a_modem_has_a_link_of_its_own(tmp_path: Path) -> None:
+    ports = tuple(usb_port(f"ttyUSB{number}", interface=number) for number in range(3))
+    modem = msgspec.structs.replace(READY, ports=ports)
+    links = LinkDirectory(tmp_path)
+    links.update(modem)
+    assert {path.name: os.readlink(path) for path in (tmp_path / "usb-a").iterdir()} == {
+        "if00": "/dev/ttyUSB0",
+        "if01": "/dev/ttyUSB1",
+        "if02": "/dev/ttyUSB2",
+    }
+    links.update(msgspec.structs.replace(modem, health=Health.UNPLUGGED))
+    assert os.listdir(tmp_path / "usb-a") == []
+
+
+def test_a_link_can_be_changed_though_an_earlier_change_was_cut_short(tmp_path: Path) -> None:
+    links = LinkDirectory(tmp_path)
+    links.update(READY)
+    (tmp_path / "usb-a/.new-if00").symlink_to("/dev/ttyUSB5")
+    links.update(msgspec.structs.replace(READY, ports=(usb_port("ttyUSB9"),)))
+    assert {path.name: os.readlink(path) for path in (tmp_path / "usb-a").iterdir()} == {
+        "if00": "/dev/ttyUSB9"
+    }
+
+
+def test_a_directory_that_fails_once_more_is_complained_of_once_more(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    links = LinkDirectory(tmp_path / "run")
+    for _ in range(2):
+        (tmp_path / "run").write_text("not a directory")
+        links.update(READY)
+        links.update(READY)
+        (tmp_path / "run").unlink()
+        links.update(READY)
+        (tmp_path / "run/usb-a/if00").unlink()
+        (tmp_path / "run/usb-a").rmdir()
+        (tmp_path / "run").rmdir()
+    first, second = caplog.records
+    assert first.message == second.message
+    assert first.levelname == "WARNING"
+    assert str(tmp_path / "run") == str(first.fields["directory"])  # type: ignore[attr-defined]
+    assert "--link-dir" in first.fields["hint"]  # type: ignore[attr-defined]
+
+
+def test_a_directory_that_cannot_be_listed_is_complained_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    LinkDirectory(tmp_path / "none").keep_only(())
+    assert not caplog.records, "it is made with the first link"
+    (tmp_path / "run").write_text("not a directory")
+    LinkDirectory(tmp_path / "run").keep_only(())
+    (record,) = caplog.records
+    assert "links cannot be kept" in record.message
+
+
+def test_a_disturbance_is_seen_once_whoever_caused_it(tmp_path: Path) -> None:
+    links = LinkDirectory(tmp_path / "run")
+    links.update(READY)
+    assert [links.is_disturbed() for _ in range(2)] == [True, False]
+    (tmp_path / "run/usb-a/if00").unlink()
+    (tmp_path / "run/usb-a").rmdir()
+    os.utime(tmp_path / "run", ns=(0, 0))  # as any other time than before: clocks may be coarse
+    assert [links.is_disturbed() for _ in range(2)] == [True, False]
+    (tmp_path / "run").rmdir()
+    assert [links.is_disturbed() for _ in range(2)] == [True, False]
+
+
+def test_to_forget_what_was_never_there_is_no_trouble(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    LinkDirectory(tmp_path).forget("usb-a")
+    assert not caplog.records
+
+
+def test_what_cannot_be_removed_is_complained_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "usb-a/device.json").mkdir(parents=True)
+    LinkDirectory(tmp_path).forget("usb-a")
+    assert len(caplog.records) == 1

@@ -241,3 +241,49 @@ def test_an_id_that_nobody_knows_is_shown_in_short() -> None:
     status, message = refused(["x" * 100_000 + "\n"])
     assert status == "NOT_FOUND"
     assert len(message) < 300
+
+
+def test_one_numa_node_counts_more_than_having_been_ready_for_long() -> None:
+    assert preferred(2, must=("hub2-a",), without=("hub2-b", "hub1-old")) == ["hub2-a", "hub1-new"]
+    assert preferred(2, must=("far",), without=("hub1-old",)) == ["far", "hub2-a"]
+
+
+def test_one_hub_counts_more_than_one_numa_node() -> None:
+    snapshot = Snapshot(
+        SERIAL,
+        (
+            device("chosen", usb_port("ttyUSB0", location="pci-1.1", numa_node=0)),
+            device("same-node", usb_port("ttyUSB1", location="pci-2.1", numa_node=0), since=1.0),
+            device("same-hub", usb_port("ttyUSB2", location="pci-1.2", numa_node=1), since=2.0),
+        ),
+    )
+    request = v1beta1.ContainerPreferredAllocationRequest(
+        available_deviceIDs=["same-node", "same-hub"],
+        must_include_deviceIDs=["chosen"],
+        allocation_size=2,
+    )
+    assert list(prefer(request, snapshot, 1).deviceIDs) == ["chosen", "same-hub"]
+
+
+def test_the_hub_and_node_that_most_of_the_chosen_share_decide() -> None:
+    must = ("hub1-old", "hub2-a", "hub2-b")
+    assert preferred(4, must=must) == [*must, "hub1-new"]
+    snapshot = Snapshot(
+        SERIAL,
+        tuple(
+            device(name, usb_port(location=location, numa_node=node), since=since)
+            for name, location, node, since in (
+                ("a", "pci-1.1", 0, 9.0),
+                ("b", "pci-1.2", 0, 9.0),
+                ("c", "pci-2.1", 1, 9.0),
+                ("beside-c", "pci-2.2", 1, 1.0),
+                ("beside-a-and-b", "pci-1.3", 0, 2.0),
+            )
+        ),
+    )
+    request = v1beta1.ContainerPreferredAllocationRequest(
+        available_deviceIDs=["beside-c", "beside-a-and-b"],
+        must_include_deviceIDs=["c", "a", "b"],
+        allocation_size=4,
+    )
+    assert list(prefer(request, snapshot, 1).deviceIDs) == ["c", "a", "b", "beside-a-and-b"]
