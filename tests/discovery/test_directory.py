@@ -70,7 +70,7 @@ def test_a_path_that_no_message_can_hold_is_refused(
     (odd_devices / "ttyUSB0").symlink_to("/dev/null")
     assert DirectorySource(odd_devices).scan() == ()
     (record,) = caplog.records
-    assert "does not print" in record.message
+    assert "not printable" in record.message
 
 
 def test_what_is_no_character_device_is_told_of_once(

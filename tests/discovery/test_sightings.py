@@ -177,7 +177,7 @@ def test_a_silent_udevd_is_waited_for_once(bench: Bench, caplog: pytest.LogCaptu
     bench.plug()
     assert bench.readiness() is Readiness.UNCONFIRMED
     assert [record.getMessage() for record in caplog.records] == [
-        "udevd did not finish in time; going by sysfs alone, without its links"
+        "udevd did not finish in time; using the port as sysfs describes it, without links"
     ]
     bench.udevd_writes(1)
     assert bench.readiness() is Readiness.READY

@@ -87,7 +87,7 @@ async def test_as_the_daemonset_defines_it(
         ), writable
         assert {"/", "/dev", "/sys", "/run", "/run/udev/data"} <= options.keys()
         started = process.log()
-        assert 'uevents="the kernel\'s" udevd=seen database=followed' in started
+        assert "uevents=kernel udevd=seen database=watched" in started
         events = ["cannot", "links were", "ERROR", "Traceback"]
         assert not [word for word in events if word in started], started
 
@@ -110,7 +110,7 @@ async def test_udevd_is_heard_and_cannot_be_given_orders(
         assert connect(f"{root}/run/udev/control") == errno.ENOENT
         device.plug(wait=False)
         await node.healthy(acm_id("MINE"))
-        assert "udevd=seen database=followed" in process.log()
+        assert "udevd=seen database=watched" in process.log()
         await process.wait_for_log("udevd=ready", within=TIMEOUT)
 
 
@@ -174,7 +174,7 @@ async def test_in_a_user_namespace_dev_is_watched_instead(
 ) -> None:
     device = gadget(serial=b"MINE")
     async with node.serve(wrap=user_namespace_command) as process:
-        assert 'uevents="none reach this user namespace: /dev is watched"' in process.log()
+        assert 'uevents="none reach this user namespace; watching /dev instead"' in process.log()
         for _ in range(2):
             device.plug(wait=False)
             await node.healthy(acm_id("MINE"))

@@ -1,6 +1,6 @@
-"""Discovery: which serial ports there are. Runs in threads; knows nothing of Kubernetes.
+"""Discovery: finds serial ports. Runs in threads; knows nothing of Kubernetes.
 
-``UdevSource`` is imported from ``usbplugin.discovery.udev``, for that alone needs libudev.
+Import ``UdevSource`` from ``usbplugin.discovery.udev``: it alone needs libudev.
 """
 
 from usbplugin.discovery.directory import DirectorySource

@@ -1,8 +1,8 @@
-"""Whether a udevd keeps its database here, and which entries of it change.
+"""Whether udevd keeps a database here, and which of its entries change.
 
-udevd writes an entry when it is done with a device. That is a hint, like every event: callers look
-for themselves. inotify(7) by ctypes and not by watchdog, whose threads would hand each event on to
-each other, while the source waits for a descriptor anyway.
+udevd writes an entry when it has finished with a device. Like every event, that is only a hint:
+callers look for themselves. This uses inotify(7) through ctypes rather than watchdog, which would
+pass each event from thread to thread; the source polls descriptors anyway.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import struct
 
 DIRECTORY = "/run/udev/data"
 
-# linux/inotify.h. udevd writes an entry under another name and renames it.
+# linux/inotify.h. udevd writes an entry under a temporary name, then renames it.
 _MOVED_TO = 0x80
 _DELETE = 0x200
 _QUEUE_OVERFLOW = 0x4000
@@ -25,11 +25,11 @@ _BUFFER = 64 * 1024
 
 
 def udevd_has_written(directory: str = DIRECTORY) -> bool:
-    """Whether there is a udevd whose database will tell when it has finished with a device.
+    """Whether a udevd has written a database that will show when it has finished with a device.
 
-    One that has ended looks the same, for its entries stay: wait for it, but not for ever.
+    A udevd that has since stopped looks the same, as its entries remain: never wait without limit.
     """
-    # Its control socket would tell more, but whoever sees that can give udevd orders.
+    # Its control socket would tell more, but anyone who can reach that can command udevd.
     try:
         with os.scandir(directory) as entries:
             return next(entries, None) is not None
@@ -38,13 +38,13 @@ def udevd_has_written(directory: str = DIRECTORY) -> bool:
 
 
 class DatabaseWatch:
-    """Watches the entries of one directory that are written or deleted."""
+    """Watches one directory for entries being written or deleted."""
 
     def __init__(self, directory: str = DIRECTORY) -> None:
         """Prepare to watch ``directory``, which need not exist yet.
 
         Raises:
-            OSError: there is no inotify, or no further instance of it (max_user_instances).
+            OSError: inotify is missing or has no instance left (max_user_instances).
         """
         self._directory = os.fsencode(directory)
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -58,10 +58,10 @@ class DatabaseWatch:
         return int(self._file)
 
     def refresh(self) -> bool:
-        """Begin to watch, also after the directory was made anew; call it before a look.
+        """Start watching, again if the directory was recreated. Call it before each look.
 
         Returns:
-            False as long as changes go unnoticed.
+            False while changes go unnoticed.
         """
         if not self._watching:
             mask = _MOVED_TO | _DELETE | _ONLY_DIRECTORY
@@ -70,7 +70,7 @@ class DatabaseWatch:
         return self._watching
 
     def changed(self) -> set[str] | None:
-        """Names of the entries that changed since the last call; None: any of them may have."""
+        """Names of the entries changed since the last call; None if any of them may have."""
         names: set[str] = set()
         missed = False
         while events := self._read():
@@ -83,7 +83,7 @@ class DatabaseWatch:
         return None if missed else names
 
     def close(self) -> None:
-        """Stop watching, for good."""
+        """Stop watching for good."""
         os.close(self._file)
 
     def _read(self) -> bytes:

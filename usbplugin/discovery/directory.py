@@ -1,7 +1,7 @@
 """The directory source: ``ttyUSB*`` and ``ttyACM*`` entries of a directory, followed by inotify.
 
-For virtual ttys, and for kernels and containers where no uevents can be had. Every look lists the
-whole directory: an event says that something changed, the listing says what is there.
+For virtual ttys, and for kernels and containers without uevents. Every look lists the whole
+directory: an event says that something changed, the listing says what is there.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _log = logging.getLogger(__name__)
 _ENTRY = re.compile(r"tty(USB|ACM)[0-9A-Za-z_.-]*")
 _RESCAN_INTERVAL = 60.0
 _CHECK_INTERVAL = 10.0
-"""How soon it is seen that a watch has died, or is of a directory that is no longer the one."""
+"""Seconds between checks that the watch is alive and on the right directory."""
 _BLIND_RESCAN_INTERVAL = 1.0
 
 
 class DirectorySource:
-    """Discovers the serial ports that are entries of, or linked from, one directory."""
+    """Discovers the serial ports in, or linked from, one directory."""
 
     def __init__(self, directory: Path) -> None:
         """Prepare to watch ``directory``, which need not exist yet."""
@@ -61,12 +61,12 @@ class DirectorySource:
         _log.info("directory source running", extra=fields(directory=self._directory))
         if not self._directory.is_dir():
             _log.warning(
-                "a device directory is not there yet", extra=fields(directory=self._directory)
+                "device directory does not exist yet", extra=fields(directory=self._directory)
             )
         reason, noticed, next_rescan = "start", None, 0.0
         try:
             while not self._stopping.is_set():
-                # In this order: what happens from here on wakes us again.
+                # Clear first: anything that happens from here on wakes us again.
                 self._waker.clear()
                 live = watch.refresh()
                 self._learns_by = "inotify" if live else "polling"
@@ -100,7 +100,7 @@ class DirectorySource:
                 refused.add(name)
         for name in refused - self._refused:
             _log.warning(
-                "entry ignored: it leads to no character device, or by a path that does not print",
+                "entry ignored: not a character device, or its path is not printable",
                 extra=fields(entry=self._directory / name),
             )
         self._refused = frozenset(refused)

@@ -1,4 +1,4 @@
-"""One entry of a directory, ``ttyUSB*`` or ``ttyACM*``: the serial port that it is, or leads to."""
+"""Reads a directory's ``ttyUSB*`` or ``ttyACM*`` entry as the serial port it is or links to."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOST_READINGS = 5
 
 
 class Descriptors(msgspec.Struct, frozen=True):
-    """The file ``.NAME.json`` beside an entry ``NAME``: the descriptors of a virtual device."""
+    """The file ``.NAME.json`` beside an entry ``NAME``: a virtual device's descriptors."""
 
     vendor_id: str = "0000"
     product_id: str = "0000"
@@ -36,16 +36,16 @@ class Descriptors(msgspec.Struct, frozen=True):
 
 
 class NoPort(Enum):
-    """Why an entry is no port."""
+    """Why an entry is not a port."""
 
     GONE = auto()
-    """It is not there, or comes and goes at this very moment."""
+    """It does not exist, or is coming and going right now."""
     UNFIT = auto()
-    """It leads to no character device, or by a path that does not print."""
+    """It is not a character device, or its path is not printable."""
 
 
 def read_entry(directory: Path, name: str) -> Port | NoPort:
-    """What ``directory/name`` is, all of it read from one and the same entry."""
+    """Read ``directory/name``, making sure that everything read is of one and the same entry."""
     entry = directory / name
     for _ in range(_MOST_READINGS):
         if (before := _stamp(entry)) is None:
@@ -57,7 +57,7 @@ def read_entry(directory: Path, name: str) -> Port | NoPort:
 
 
 def _stamp(entry: Path) -> tuple[int, int] | None:
-    """The same before and after if all that was read meanwhile is one entry's; None: gone."""
+    """Identifies the entry: unchanged unless it was replaced. None if it is gone."""
     try:
         status = entry.lstat()
     except OSError:
@@ -71,7 +71,7 @@ def _read(entry: Path) -> Port | None:
         status = node.stat()
     except (OSError, RuntimeError):  # dangling, vanished, or a loop of links
         return None
-    # A path that is no Unicode fits in no message to the kubelet.
+    # A path that is not valid Unicode cannot be sent to the kubelet.
     if not stat.S_ISCHR(status.st_mode) or not f"{entry}{node}".isprintable():
         return None
     number = DeviceNumber.of(status.st_rdev)
@@ -115,7 +115,7 @@ def _virtual_interface(entry: Path, descriptors: Descriptors) -> UsbInterface:
     def clean(text: str) -> str:
         return printable(text.encode("utf-8", "replace"))
 
-    # Without a location, the entry is the place where the device is plugged in.
+    # Without a location, the entry itself counts as the place where the device is plugged in.
     place = hashlib.sha256(os.fsencode(entry.parent)).hexdigest()[:8]
     return UsbInterface(
         vendor_id=_hex_id(descriptors.vendor_id),
@@ -129,5 +129,5 @@ def _virtual_interface(entry: Path, descriptors: Descriptors) -> UsbInterface:
 
 
 def _hex_id(text: str) -> str:
-    """Four lower-case hexadecimal digits, 0000 where the file has something else."""
+    """Four lower-case hexadecimal digits; 0000 for anything else."""
     return text.lower() if re.fullmatch(r"[0-9A-Fa-f]{4}", text) else "0000"

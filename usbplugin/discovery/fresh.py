@@ -1,7 +1,7 @@
-"""Whether a port is still what it was found to be: a look at the moment of a decision.
+"""Checks, at the moment of a decision, that a port is still what it was when found.
 
-Sources tell of changes within milliseconds, or, where an event was missed, at their next rescan.
-What must not be wrong even for that long is looked at again.
+Sources report changes within milliseconds or, if an event was missed, at their next rescan. Where
+even that is too late, look again.
 """
 
 from __future__ import annotations
@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 
 
 def is_unchanged(port: Port) -> bool:
-    """Whether the same device is there under the same number. Opens no device.
-
-    False also if that cannot be found out.
-    """
+    """Whether the same device still has the same number; False if unsure. Opens no device."""
     found: Port | Tty | None = None
     if port.sysfs_path:
         try:

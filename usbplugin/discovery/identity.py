@@ -1,8 +1,8 @@
-"""From a port's descriptors and location to the names a device may go by.
+"""Turns a port's descriptors and location into the IDs its device may have.
 
-A device ID is what the kubelet checkpoints: it must name the same physical thing across replugs,
-reboots and renumbering. This module only lists the candidates, best first; who may hold
-which is the inventory's decision, for only that knows who else is there.
+The kubelet checkpoints device IDs, so an ID must name the same physical thing across replugs,
+reboots and renumbering. This module only lists candidates, best first. The inventory decides which
+device gets which, since only it knows what else is present.
 """
 
 from __future__ import annotations
@@ -17,63 +17,63 @@ if TYPE_CHECKING:
     from usbplugin.discovery.port import Port, UsbInterface
 
 ID_LENGTH = 59
-"""The API allows 63 characters (Device.ID in the device plugin API); four are left for suffixes."""
+"""The device plugin API allows 63 characters; four are reserved for suffixes."""
 
 ID_FORM = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]*")
 
 _NOT_IN_ID = re.compile(r"[^A-Za-z0-9_.:-]")
 _DIGEST_LENGTH = 8
-# Serials that vendors burn into every unit: all zeros, 1, 0001, FFFF, and runs of counting digits.
+# Serials that vendors burn into every unit: all zeros, 1, 0001, FFFF, and runs such as 12345.
 _ALIKE = re.compile(r"0*1?|f+", re.IGNORECASE)
 _COUNTING = ("0123456789abcdef", "123456789abcdef", "1234567890")
 _SHORTEST_COUNTING_RUN = 5
 
 
 class IdentityMode(Enum):
-    """What an ID hangs on; the operator chooses per resource."""
+    """What device IDs are based on; the operator chooses per resource."""
 
     AUTO = "auto"
-    """The serial if it is usable, else the location."""
+    """The serial if it is usable, otherwise the location."""
     SERIAL = "serial"
-    """The serial even if it looks like one that all units share; the location if it is empty."""
+    """The serial even if all units seem to share it; the location if it is empty."""
     LOCATION = "location"
-    """Where the device is plugged in, whatever its serial."""
+    """Where the device is plugged in, regardless of its serial."""
 
 
 class Unit(Enum):
     """What one device is."""
 
     PORT = "port"
-    """Each port is a device of its own."""
+    """Each port is a device."""
     USB_DEVICE = "usb-device"
-    """All ports of one USB device together are one: a modem with four ttys."""
+    """All ports of a USB device together are one device, such as a modem with four ttys."""
 
 
 Fingerprint = tuple[object, ...]
 
 
 def descriptors(port: Port, unit: Unit = Unit.PORT) -> Fingerprint:
-    """Equal for all that may claim to be one and the same device."""
+    """Equal for all ports that may claim to be the same device."""
     usb = port.usb
     if usb is None:
-        # A bare entry is known by its place alone, whatever it leads to.
+        # A bare entry is known by its place alone, whatever it links to.
         return (port.origin, port.name)
     whole = (usb.vendor_id, usb.product_id, usb.serial)
     return whole if unit is Unit.USB_DEVICE else (*whole, usb.interface, usb.port_number)
 
 
 def fingerprint(port: Port, unit: Unit = Unit.PORT) -> Fingerprint:
-    """Equal for one device plugged into one place, whatever its names and numbers."""
+    """Equal for the same device in the same place, whatever its names and numbers."""
     return (*descriptors(port, unit), port.usb.location if port.usb else "")
 
 
 def is_device_id(text: str) -> bool:
-    """Whether an ID could be one of ours."""
+    """Whether ``text`` could be one of our IDs."""
     return len(text) <= ID_LENGTH and ID_FORM.fullmatch(text) is not None
 
 
 def is_usable_serial(serial: str) -> bool:
-    """Whether a serial is likely to tell one unit from another."""
+    """Whether a serial is likely to be unique to one unit."""
     text = serial.strip()
     if _ALIKE.fullmatch(text):
         return False
@@ -84,15 +84,15 @@ def is_usable_serial(serial: str) -> bool:
 
 
 def candidate_ids(port: Port, mode: IdentityMode, unit: Unit = Unit.PORT) -> tuple[str, ...]:
-    """The IDs a port may go by, best first; each matches ``ID_FORM`` and fits ``ID_LENGTH``.
+    """The IDs a port may have, best first; each matches ``ID_FORM`` and fits ``ID_LENGTH``.
 
-    The last one is unique among ports that are present at the same time, whatever their
-    descriptors claim, for it hangs on the port's name within its source.
+    The last is unique among the ports present at one time, whatever their descriptors claim,
+    because it includes the port's name within its source.
     """
     return _candidate_ids(port.usb, port.name, port.origin, port.slot, mode, unit)
 
 
-@lru_cache(maxsize=1024)  # a device that returns is asked for again
+@lru_cache(maxsize=1024)  # a device that comes back is looked up again
 def _candidate_ids(
     usb: UsbInterface | None, name: str, origin: str, slot: str, mode: IdentityMode, unit: Unit
 ) -> tuple[str, ...]:
@@ -103,7 +103,7 @@ def _candidate_ids(
     by_location = _compose(f"{head}at-", usb.location, tail)
     last_resort = _compose(f"{head}at-", usb.location, tail, f"{origin}/{name}")
     if _has_serial_identity(usb, mode):
-        # A serial may not pass for a location: "at-" is the other namespace.
+        # A serial must not pass for a location, whose prefix is "at-".
         serial = re.sub(r"\Aat-", "at_", usb.serial)
         by_serial = _compose(head, serial, tail, "" if serial == usb.serial else usb.serial)
         return (by_serial, by_location, last_resort)
@@ -111,7 +111,7 @@ def _candidate_ids(
 
 
 def _has_serial_identity(usb: UsbInterface, mode: IdentityMode) -> bool:
-    """Whether the first candidate hangs on the serial."""
+    """Whether the first candidate is based on the serial."""
     if mode is IdentityMode.LOCATION:
         return False
     if mode is IdentityMode.SERIAL:
@@ -120,7 +120,7 @@ def _has_serial_identity(usb: UsbInterface, mode: IdentityMode) -> bool:
 
 
 def _compose(head: str, text: str, tail: str, salt: str = "") -> str:
-    """Join the parts; where ``text`` was changed, or a salt is given, a digest keeps IDs apart."""
+    """Join the parts, adding a digest if ``text`` must be altered or a salt is given."""
     clean = _NOT_IN_ID.sub("_", text)
     room = ID_LENGTH - len(head) - len(tail)
     if clean != text or len(clean) > room or salt:

@@ -1,7 +1,7 @@
-"""The one place that touches pyudev: a typed, narrow view of libudev.
+"""A narrow, typed view of libudev, and the only module that imports pyudev.
 
-pyudev ships no types, mixes bytes with str, and its observer thread dies silently; nothing else
-imports it, and nothing here decides anything.
+pyudev ships no types, mixes bytes with str, and its observer thread dies silently. Nothing here
+makes decisions.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import pyudev
 from usbplugin.errors import DiscoveryError
 
 _MOST_AT_ONCE = 256
-"""Uevents taken before they are heeded: a storm that does not end must not go unheeded."""
+"""Uevents read before any is acted on, so that an endless storm cannot hold everything up."""
 _LONGEST_NAME = 255
-"""NAME_MAX: udevd records longer links too, but cannot make them."""
+"""NAME_MAX: udevd also records longer links, but cannot create them."""
 
 
 class MonitorOverflowError(Exception):
@@ -40,13 +40,13 @@ class Uevent:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseEntry:
-    """What udevd has recorded of a device."""
+    """What udevd has recorded about a device."""
 
     initialized: bool
     initialized_usec: int
     """CLOCK_MONOTONIC microseconds; 0 if not initialized."""
     links: tuple[str, ...]
-    """Those below /dev/serial; printable."""
+    """The printable ones below /dev/serial."""
 
 
 class Libudev:
@@ -56,20 +56,20 @@ class Libudev:
         """Load libudev.
 
         Raises:
-            DiscoveryError: there is no libudev on this machine.
+            DiscoveryError: libudev is not installed.
         """
         try:
             self._context: Any = pyudev.Context()
         except ImportError as error:
             raise DiscoveryError(
-                f"libudev cannot be loaded ({error}): install it (libudev1 on Debian), "
-                "or run with --no-udev and a --device-dir"
+                f"cannot load libudev ({error}): install it (libudev1 on Debian), "
+                "or run with --no-udev and --device-dir"
             ) from error
 
     def database_entry(self, sysfs_path: str) -> DatabaseEntry:
-        """What udevd's database holds of the device at ``sysfs_path``.
+        """Read udevd's database entry for the device at ``sysfs_path``.
 
-        Not initialized is also the answer where the device has vanished meanwhile.
+        A device that has since vanished counts as not initialized.
         """
         try:
             device: Any = pyudev.Devices.from_sys_path(self._context, sysfs_path)
@@ -82,7 +82,7 @@ class Libudev:
         )
 
     def monitor(self, receive_buffer: int) -> Monitor:
-        """Listen to the kernel's own uevents, which reach other network namespaces too.
+        """Listen for the kernel's own uevents, which reach other network namespaces too.
 
         Raises:
             DiscoveryError: the netlink socket could not be opened.
@@ -90,16 +90,16 @@ class Libudev:
         try:
             return Monitor(self._context, receive_buffer)
         except OSError as error:
-            raise DiscoveryError(f"cannot listen to kernel uevents: {error}") from error
+            raise DiscoveryError(f"cannot listen for kernel uevents: {error}") from error
 
 
 class Monitor:
-    """Uevents of the tty subsystem, as the kernel sends them. Close it by dropping it."""
+    """Receives the kernel's uevents for the tty subsystem. Drop the object to close it."""
 
     def __init__(self, context: Any, receive_buffer: int) -> None:  # noqa: ANN401 -- untyped
         self._monitor: Any = pyudev.Monitor.from_netlink(context, source="kernel")
         self._monitor.filter_by("tty")
-        # Not set_receive_buffer_size: going beyond rmem_max takes CAP_NET_ADMIN, and fails without.
+        # Not set_receive_buffer_size, which exceeds rmem_max and so fails without CAP_NET_ADMIN.
         with closing(socket.fromfd(self.fileno(), socket.AF_NETLINK, socket.SOCK_RAW)) as copy:
             copy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self._monitor.start()
@@ -107,15 +107,15 @@ class Monitor:
         self._readable.register(self.fileno(), select.POLLIN)
 
     def fileno(self) -> int:
-        """The netlink socket; readable when there is a uevent of any subsystem, or an overflow."""
+        """The netlink socket; readable on a uevent of any subsystem, or an overflow."""
         return int(self._monitor.fileno())
 
     def receive(self) -> list[Uevent]:
-        """Take the uevents that have come.
+        """Read the pending uevents.
 
         Raises:
             MonitorOverflowError: uevents were lost.
-            OSError: the socket is of no more use.
+            OSError: the socket has failed.
         """
         uevents = []
         for _ in range(_MOST_AT_ONCE):
@@ -123,13 +123,13 @@ class Monitor:
             if not ready:
                 break
             if ready[0][1] & ~select.POLLIN and (code := self._pending_error()):
-                # pyudev's poll would raise for this without telling why.
+                # pyudev's poll would raise here without saying why.
                 raise _failure(code)
             try:
                 device: Any = self._monitor.poll(0)
             except OSError as error:
                 raise _failure(error.errno or errno.EIO) from error
-            # None stands for one of another subsystem.
+            # None is a uevent of another subsystem.
             if device is not None:
                 uevents.append(Uevent(action=str(device.action), name=str(device.sys_name)))
         return uevents
@@ -146,10 +146,10 @@ def _failure(code: int) -> Exception:
 
 
 def is_serial_link(link: str) -> bool:
-    """Whether a link of udevd's may be shown, remembered and handed on."""
+    """Whether a udevd link is fit to be stored, shown and passed on."""
     name = os.path.basename(link)  # noqa: PTH119 -- a str, as libudev has it
     return (
         link.startswith("/dev/serial/")
         and len(os.fsencode(name)) <= _LONGEST_NAME
-        and link.isprintable()  # udevd sees to that, a rule of somebody's own may not
+        and link.isprintable()  # udevd ensures that; a custom rule may not
     )

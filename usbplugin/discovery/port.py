@@ -1,6 +1,6 @@
-"""What a source found: ports as plain values, and the facts about them that sources post.
+"""The vocabulary of discovery: ports as plain values, and the facts sources post about them.
 
-This module owns the vocabulary of discovery. It does no I/O and knows nothing of Kubernetes.
+It does no I/O and knows nothing of Kubernetes.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class DeviceNumber(NamedTuple):
 
 
 class UsbInterface(msgspec.Struct, frozen=True):
-    """The USB side of a port: descriptors of its device, and the interface it belongs to.
+    """A port's USB side: its device's descriptors, and its interface.
 
-    Strings come from a device and are hostile; they are held as ``printable`` renders them, so
-    no control character, newline or invalid Unicode exists downstream of discovery.
+    Device strings are hostile. They are kept as ``printable`` renders them, so no control
+    character, newline or invalid Unicode gets past discovery.
     """
 
     vendor_id: str
@@ -57,7 +57,7 @@ class UsbInterface(msgspec.Struct, frozen=True):
     interface: int = 0
     """bInterfaceNumber, 0 to 255."""
     port_number: int = 0
-    """Index among several ttys of one interface (usb-serial's port_number), mostly 0."""
+    """Index among several ttys of one interface (usb-serial's port_number), usually 0."""
     location: str = ""
     """Host controller and port chain, e.g. ``0000:00:14.0-1.2``: where the device is plugged in."""
     speed: str = ""
@@ -65,14 +65,14 @@ class UsbInterface(msgspec.Struct, frozen=True):
 
 
 class Readiness(Enum):
-    """How far udevd has come with a port."""
+    """How far udevd has got with a port."""
 
     SETTLING = auto()
-    """udevd is still at work: permissions and links are not final."""
+    """udevd is still working on it: permissions and links are not final."""
     READY = auto()
     """udevd has finished."""
     UNCONFIRMED = auto()
-    """There is no udevd, or it did not finish in time: what sysfs says has to do."""
+    """There is no udevd, or it did not finish in time: only sysfs describes the port."""
 
 
 class Port(msgspec.Struct, frozen=True):
@@ -92,18 +92,18 @@ class Port(msgspec.Struct, frozen=True):
     """udev's /dev/serial/by-id and by-path links. Never a source of identity: they move."""
     readiness: Readiness = Readiness.READY
     fault: str = ""
-    """Why the node cannot be handed over (wrong type, wrong numbers); empty if it can."""
+    """Why the node cannot be granted (wrong type, wrong number); empty if it can."""
     initialized_usec: int = 0
-    """When udevd finished with it, CLOCK_MONOTONIC microseconds; 0 if unknown. Orders arrivals."""
+    """When udevd finished, in CLOCK_MONOTONIC microseconds; 0 if unknown. Orders arrivals."""
     origin: str = ""
-    """For a port without USB descriptors: what its identity hangs on, e.g. its directory."""
+    """What the identity of a port without USB descriptors is based on, e.g. its directory."""
 
     @property
     def slot(self) -> str:
-        """Which of its device's ports this is, whatever its name: ``if00``, ``if02-port1``.
+        """Which of its device's ports this is: ``if00``, ``if02-port1``.
 
-        Several ttys of one interface (multi-port adapters) differ by usb-serial's port_number, as
-        udev's by-id links do (60-serial.rules).
+        Several ttys of one interface (multi-port adapters) are told apart by usb-serial's
+        port_number, as in udev's by-id links (60-serial.rules).
         """
         if self.usb is None:
             return "if00"
@@ -113,17 +113,17 @@ class Port(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class PortPresent:
-    """The port is there, with these attributes (again, perhaps, or with new ones)."""
+    """The port is present, with these attributes; posted again when they change."""
 
     source: str
     port: Port
     noticed: float | None = field(default=None, compare=False)
-    """When the source noticed that something changed (``time.monotonic``), if it did notice."""
+    """When the source noticed the change (``time.monotonic``), if it did."""
 
 
 @dataclass(frozen=True, slots=True)
 class PortGone:
-    """The port of that name is gone."""
+    """The port with that name is gone."""
 
     source: str
     name: str
@@ -132,23 +132,23 @@ class PortGone:
 
 @dataclass(frozen=True, slots=True)
 class AllPorts:
-    """These are all ports the source sees; what it does not name is gone."""
+    """All the ports the source sees; any other port of that source is gone."""
 
     source: str
     ports: tuple[Port, ...]
     reason: str
-    """Why it looked: ``start``, ``period``, ``overflow`` or ``change``."""
+    """Why the source looked: ``start``, ``period``, ``overflow`` or ``change``."""
     noticed: float | None = field(default=None, compare=False)
 
 
 Fact = PortPresent | PortGone | AllPorts
-"""All that a source may say."""
+"""Anything a source may post."""
 
 
 def printable(raw: bytes) -> str:
-    r"""Render descriptor bytes so that they are safe to print, and differ if the bytes differ.
+    r"""Escape descriptor bytes so that they are safe to print, and distinct bytes stay distinct.
 
-    Printable Unicode stays; a backslash is doubled, and whatever else there is (control and format
+    Printable Unicode stays as it is, a backslash is doubled, and anything else (control and format
     characters, invalid UTF-8) becomes ``\xNN``, ``\uNNNN`` or ``\UNNNNNNNN``.
     """
     text = raw.decode("utf-8", "surrogateescape")

@@ -1,4 +1,4 @@
-"""Carries what sources find, in their threads, into the event loop."""
+"""Carries facts from the sources' threads into the event loop."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ if TYPE_CHECKING:
 class FactQueue:
     """Carries facts from any thread into the event loop, in batches.
 
-    They are taken in a callback of the loop and not in a task: a task would be woken by one, and
-    so be a turn of the loop later.
+    A loop callback takes them rather than a task, which would run one turn of the loop later.
     """
 
     def __init__(self, take: Callable[[list[Fact]], None]) -> None:
-        """Belong to the running event loop, and have ``take`` called there with all new facts."""
+        """Call ``take`` with all new facts in the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._take = take
         self._facts: deque[Fact] = deque()
@@ -29,26 +28,26 @@ class FactQueue:
         self._ended: asyncio.Future[None] = self._loop.create_future()
 
     def post(self, fact: Fact) -> None:
-        """Add a fact; thread-safe. One wake-up serves all facts posted before it is heeded."""
+        """Add a fact; thread-safe. One wake-up serves all facts posted before it is handled."""
         self._facts.append(fact)
         if not self._signalled:
             self._signalled = True
             self._loop.call_soon_threadsafe(self._heed)
 
     def wake_at(self, moment: float | None) -> None:
-        """Have ``take`` called then (``time.monotonic``), whether there are facts or not.
+        """Call ``take`` at that time (``time.monotonic``), whether there are facts or not.
 
-        This replaces what was said before; None: only for facts.
+        This replaces any earlier time; with None, ``take`` is called only for facts.
         """
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None if moment is None else self._loop.call_at(moment, self._heed)
 
     async def run(self) -> None:
-        """Wait until cancelled; then nothing is taken any longer.
+        """Wait until cancelled; after that, ``take`` is no longer called.
 
         Raises:
-            Exception: what ``take`` has raised.
+            Exception: whatever ``take`` raised.
         """
         try:
             await self._ended
@@ -64,5 +63,5 @@ class FactQueue:
             batch.append(self._facts.popleft())
         try:
             self._take(batch)
-        except Exception as error:  # noqa: BLE001 -- whatever it is, whoever runs us is to have it
+        except Exception as error:  # noqa: BLE001 -- run() raises it, whatever it is
             self._ended.set_exception(error)

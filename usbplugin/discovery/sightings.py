@@ -1,8 +1,8 @@
-"""The ttys that bear a name now: what sysfs says of each, and whether udevd is done with it.
+"""Tracks the tty behind each name: what sysfs says about it, and whether udevd has finished.
 
-A name, a device number and even a place in sysfs are reused, by another device or by the same one
-plugged in again; the inode of the tty's directory in sysfs is not, so that tells one life of a name
-from the next. It looks and remembers, in the source's thread alone, and waits for nothing.
+Names, device numbers and even sysfs paths are reused, by another device or by the same one plugged
+in again. The inode of the tty's sysfs directory is not, so it tells one life of a name from the
+next. Everything here runs in the source's thread and never waits.
 """
 
 from __future__ import annotations
@@ -33,60 +33,60 @@ CLASS = "/sys/class/tty"
 
 @dataclass(frozen=True, slots=True)
 class _Pace:
-    """How often to look at a port that udevd has yet to finish with, in seconds."""
+    """How often to look at a port that udevd has not finished with, in seconds."""
 
     first: float
     growth: float
     longest: float
 
 
-# udevd takes some 50 ms for a tty: look often at first, then ever more rarely. Where inotify tells
-# of every entry that udevd writes, looking is for what inotify missed.
+# udevd takes some 50 ms for a tty: look often at first, then less and less. Where inotify reports
+# every entry udevd writes, looking only catches what inotify missed.
 _UNTOLD = _Pace(0.005, 1.15, 0.5)
 _TOLD = _Pace(0.25, 1.5, 2.0)
-# A udevd that missed a removal (it did not run) goes on with the old entry, time stamp and all. One
-# that is only behind deletes it, and in no more time than this.
+# A udevd that missed a removal (it was not running) keeps the old entry, time stamp included. One
+# that is merely behind deletes it within this time.
 _REUSED_ENTRY_GRACE = 1.0
 
 
 @dataclass(slots=True)
 class _Sighting:
-    """One life of a name: a tty from when it appeared until it is gone."""
+    """One life of a name: a tty, from its appearance until it is gone."""
 
     tty: Tty
     noticed: float
     stale_usec: int
-    """USEC_INITIALIZED of the name's last life: udevd may not have deleted that entry yet."""
+    """USEC_INITIALIZED of the name's previous life: udevd may not have deleted that entry yet."""
     next_look: float
     interval: float
     written_at: float | None = None
-    """When udevd has written of this tty, or of the last one of its number."""
+    """When udevd wrote about this tty, or the previous one with its number."""
     settled: bool = False
     gave_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was found under a name."""
+    """What a look at a name found."""
 
     name: str
     port: Port | None
-    """None if there is no such port, or none any longer."""
+    """None if there is no such port, or not any more."""
     noticed: float
-    """When what was found began; ``time.monotonic`` seconds."""
+    """When this state began; ``time.monotonic`` seconds."""
     replaced: bool
-    """Whether this is another life of the name than the one seen last, which is over then."""
+    """Whether the name has begun a new life, so that the one seen last is over."""
 
 
 class Sightings:
-    """Looks at ttys, and remembers of each as long as it is there."""
+    """Looks at ttys, and remembers each for as long as it is present."""
 
     def __init__(self, udev: Libudev, patience: float) -> None:
-        """Begin with none.
+        """Start with none.
 
         Args:
             udev: Reads udevd's database.
-            patience: Seconds that a port may wait for udevd before sysfs alone has to do.
+            patience: Seconds to wait for udevd before going by sysfs alone.
         """
         self._udev = udev
         self._patience = patience
@@ -95,23 +95,23 @@ class Sightings:
         self._silent = False
         self._heard_at = -math.inf
         self.told = False
-        """Whether ``heard`` is called for whatever udevd writes."""
+        """Whether ``heard`` is called for everything udevd writes."""
 
     @property
     def next_look(self) -> float:
-        """When ``due`` will name a port that udevd is not done with; infinite if there is none."""
+        """When ``due`` will next name a port; infinite if udevd has finished with them all."""
         return min((s.next_look for s in self._sightings.values()), default=math.inf)
 
     def due(self, now: float) -> set[str]:
-        """The names to look at now, by the clock."""
+        """The names due for a look."""
         return {name for name, s in self._sightings.items() if s.next_look <= now}
 
     def heard(self, entries: set[str] | None) -> set[str]:
-        """The names to look at now that udevd wrote or deleted these entries; None: any of them."""
+        """The names to look at after udevd changed ``entries`` (None: any of them)."""
         now = self._heard_at = time.monotonic()
         if self._silent:
             self._silent = False
-            _log.info("udevd is at work again")
+            _log.info("udevd is working again")
         names = set()
         for name, sighting in self._sightings.items():
             if entries is None or f"c{sighting.tty.number}" in entries:
@@ -135,7 +135,7 @@ class Sightings:
         return Look(name, self._port(name, sighting, now), noticed, replaced=replaced)
 
     def look_at_all(self, wanted: Callable[[str], bool]) -> Iterator[Look]:
-        """Look at every tty whose name is wanted.
+        """Look at every tty with a wanted name.
 
         Raises:
             DiscoveryError: sysfs cannot be read.
@@ -193,7 +193,7 @@ class Sightings:
 
     @staticmethod
     def _may_be_stale(entry: DatabaseEntry, sighting: _Sighting, now: float) -> bool:
-        """Whether the entry may be that of the name's last life."""
+        """Whether the entry may belong to the name's previous life."""
         if entry.initialized_usec != sighting.stale_usec:
             return False
         written_at = sighting.written_at
@@ -212,7 +212,7 @@ class Sightings:
             sighting.interval = min(sighting.interval * pace.growth, pace.longest)
             sighting.next_look = min(now + sighting.interval, deadline)
         if sighting.gave_up:
-            # An event, udevd's word or the next rescan looks again.
+            # Look again on an event, when udevd writes, or at the next rescan.
             sighting.next_look = math.inf
         if sighting.written_at is not None and now < sighting.written_at + _REUSED_ENTRY_GRACE:
             sighting.next_look = min(sighting.next_look, sighting.written_at + _REUSED_ENTRY_GRACE)
@@ -221,11 +221,11 @@ class Sightings:
     def _complain(self, name: str, sighting: _Sighting) -> None:
         self._silent = self.told and self._heard_at < sighting.noticed
         _log.warning(
-            "udevd did not finish in time; going by sysfs alone, without its links",
+            "udevd did not finish in time; using the port as sysfs describes it, without links",
             extra=fields(
                 node=f"/dev/{name}",
                 seconds=self._patience,
-                hint="nothing is heard of it: does it run? until then it is not waited for again"
+                hint="udevd has gone quiet: is it running? not waiting for it until it writes again"
                 if self._silent
                 else None,
             ),
@@ -237,9 +237,9 @@ class Sightings:
 
 
 def _fault(node: str, tty: Tty) -> str:
-    """Why the node is not what sysfs says it should be; empty if it is."""
+    """How the node differs from what sysfs says; empty if it does not."""
     try:
-        status = os.stat(node)  # noqa: PTH116 -- the numbers of what a link leads to
+        status = os.stat(node)  # noqa: PTH116 -- a str
     except OSError as error:
         return f"{node}: {error.strerror}"
     if not stat.S_ISCHR(status.st_mode):

@@ -1,4 +1,4 @@
-"""What the program knows of a source: it runs in a thread and posts facts."""
+"""The interface of a source, which runs in a thread and posts facts."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ Post = Callable[[Fact], None]
 
 
 class Source(Protocol):
-    """A place where ports are discovered. Its supervisor runs it again if it fails."""
+    """Discovers ports. Its supervisor restarts it if it fails."""
 
     @property
     def name(self) -> str:
-        """Unique among the sources of a process; facts carry it."""
+        """Unique within the process; every fact carries it."""
 
     def run(self, post: Post) -> None:
-        """Post ``AllPorts``, then what changes, until ``stop``; blocks.
+        """Post ``AllPorts``, then every change, until ``stop`` is called; blocks.
 
         Raises:
-            DiscoveryError: the source went blind. Running it again starts over.
+            DiscoveryError: the source can no longer see ports. Running it again starts afresh.
         """
 
     def scan(self) -> tuple[Port, ...]:
-        """All ports there are at this moment, without following what changes.
+        """All ports present now, without watching for changes.
 
         Raises:
             DiscoveryError: the source cannot see ports.
         """
 
     def stop(self) -> None:
-        """Make ``run`` return soon. Thread-safe; a source that was stopped stays stopped."""
+        """Make ``run`` return soon. Thread-safe; a stopped source stays stopped."""
 
 
 @runtime_checkable
 class Listener(Protocol):
-    """A source that can say how it learns of changes."""
+    """A source that can say how it learns about changes."""
 
     @property
     def learns_by(self) -> str:
-        """``uevents``, ``inotify``, ``polling``, or empty as long as it does not run."""
+        """``uevents``, ``inotify`` or ``polling``; empty while it is not running."""
 
 
 class Waker:
-    """Wakes a thread that waits in ``poll(2)``, from any thread. Wakes before a wait are kept."""
+    """Wakes a thread waiting in ``poll(2)``, from any thread. A wake before the wait counts too."""
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
@@ -64,11 +64,11 @@ class Waker:
 
     def wake(self) -> None:
         """Make the descriptor readable."""
-        with suppress(BlockingIOError):  # full: it is readable already
+        with suppress(BlockingIOError):  # full, so already readable
             os.write(self._write, b"\0")
 
     def clear(self) -> None:
-        """Forget all wakes up to now."""
+        """Forget all wakes so far."""
         with suppress(BlockingIOError):
             while os.read(self._read, 4096):
                 pass

@@ -1,8 +1,8 @@
-"""From a tty's device number to its USB interface, by walking sysfs; plain file reads only.
+"""Walks sysfs from a tty to its USB interface, with plain file reads only.
 
-sysfs is there with and without udevd, in every namespace, and holds descriptors as raw bytes.
+sysfs is there with or without udevd, in every namespace, and holds descriptors as raw bytes.
 Attributes may vanish between two reads, since cables get pulled: a vanished port is ``None``.
-Paths are strings in here: a port is read in a storm of others, and ``pathlib`` is ten times slower.
+Paths are strings here because ``pathlib`` is ten times slower, which counts in a storm of uevents.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _ROOT_HUB = re.compile(r"usb\d+")
-# Platform glue between a SoC's USB block and its host controller; its number is handed out in probe
-# order, so the parent names the hardware better.
+# Platform glue between a SoC's USB block and its host controller, numbered in probe order: its
+# parent names the hardware better.
 _NUMBERED_CONTROLLER = re.compile(r"(xhci|ehci|ohci|uhci)-hcd\..*")
 _SUPER_SPEED = 5000.0
 _VANISHED = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR, errno.EIO})
 _LARGEST_ATTRIBUTE = 4096
-"""sysfs gives a page at most (Documentation/filesystems/sysfs.rst)."""
+"""sysfs returns at most a page (Documentation/filesystems/sysfs.rst)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tty:
-    """What sysfs tells of one tty on USB."""
+    """What sysfs says about a USB tty."""
 
     path: str
     inode: int
-    """Of its directory in sysfs: another one of the same name and place has another."""
+    """Its sysfs directory's inode, which no later tty shares, even under the same name and path."""
     number: DeviceNumber
     driver: str
     usb: UsbInterface
@@ -45,10 +45,10 @@ def read_tty(sysfs_path: str | os.PathLike[str]) -> Tty | None:
     """Read the tty at ``sysfs_path`` (e.g. ``/sys/class/tty/ttyUSB0``).
 
     Returns:
-        None if it is not on USB, or is gone (also if it goes while being read).
+        None if it is not on USB, or is gone (even part-way through reading it).
 
     Raises:
-        OSError: sysfs itself could not be read, for another reason than a vanished device.
+        OSError: sysfs could not be read, and not because the device vanished.
     """
     try:
         return _read_tty(_followed(os.fspath(sysfs_path)))
@@ -59,7 +59,7 @@ def read_tty(sysfs_path: str | os.PathLike[str]) -> Tty | None:
 
 
 def inode_of(sysfs_path: str) -> int | None:
-    """What ``Tty.inode`` is of the tty that is there now; None if there is none."""
+    """The ``Tty.inode`` of the tty there now; None if there is none."""
     try:
         return os.stat(sysfs_path).st_ino  # noqa: PTH116
     except OSError:
@@ -85,24 +85,24 @@ def _read_tty(tty: str) -> Tty | None:
         speed=_optional(f"{device}/speed"),
     )
     driver, numa_node = _driver(parent), _numa_node(device)
-    # Last: a tty goes before its device does, so what was read until here was all there.
+    # Read last: a tty goes before its device, so everything read so far was of one device.
     major, _, minor = _text(f"{tty}/dev").partition(":")
     return Tty(tty, inode, DeviceNumber(int(major), int(minor)), driver, usb, numa_node)
 
 
 def _followed(path: str) -> str:
-    """Where a link of sysfs leads: each is one step, relative, to a directory."""
+    """Resolve a sysfs link: always a single, relative link to a directory."""
     try:
         target = os.readlink(path)  # noqa: PTH115
     except OSError as error:
-        if error.errno == errno.EINVAL:  # no link
+        if error.errno == errno.EINVAL:  # not a link
             return path
         raise
     return os.path.normpath(os.path.join(os.path.dirname(path), target))  # noqa: PTH118, PTH120
 
 
 def _ancestor_with(path: str, attribute: str) -> str:
-    """The nearest of ``path`` and its parents that has the attribute; empty if none does."""
+    """The nearest of ``path`` and its parents to have the attribute; empty if none does."""
     return next((p for p in (path, *_parents(path)) if os.path.exists(f"{p}/{attribute}")), "")  # noqa: PTH110
 
 
@@ -113,7 +113,7 @@ def _parents(path: str) -> Iterator[str]:
 
 
 def _driver(parent: str) -> str:
-    # usb-serial binds a port device below the interface, cdc-acm the interface itself.
+    # usb-serial binds to a port device below the interface, cdc-acm to the interface itself.
     try:
         return _name(os.readlink(f"{parent}/driver"))  # noqa: PTH115
     except FileNotFoundError:
@@ -123,8 +123,8 @@ def _driver(parent: str) -> str:
 def _location(device: str) -> str:
     """Controller and port chain: ``1-1.2`` on 0000:00:14.0's bus 1 is ``0000:00:14.0-1.2``.
 
-    Bus numbers depend on the order in which controllers were found, so they are left out; an xHCI
-    controller's second (SuperSpeed) root hub has port numbers of its own, marked ``ss``.
+    Bus numbers depend on the order in which controllers were found, so they are left out. An xHCI
+    controller's second (SuperSpeed) root hub numbers its ports separately, marked ``ss``.
     """
     root_hub = next((p for p in (device, *_parents(device)) if _ROOT_HUB.fullmatch(_name(p))), "")
     if not root_hub:
@@ -138,7 +138,7 @@ def _location(device: str) -> str:
 
 
 def _numa_node(device: str) -> int | None:
-    """The NUMA node of the nearest ancestor that has one (the controller's PCI device)."""
+    """The NUMA node of the nearest ancestor with one (the controller's PCI device)."""
     for ancestor in _parents(device):
         if value := _optional(f"{ancestor}/numa_node"):
             return int(value) if int(value) >= 0 else None
@@ -150,7 +150,7 @@ def _name(path: str) -> str:
 
 
 def _descriptor(path: str) -> str:
-    """A string descriptor, rendered printable; empty if the device has none."""
+    """A string descriptor, made printable; empty if the device has none."""
     try:
         return printable(_bytes(path).removesuffix(b"\n"))
     except FileNotFoundError:

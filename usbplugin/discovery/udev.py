@@ -1,7 +1,7 @@
-"""The udev source: USB ttys, found by enumeration and followed by the kernel's uevents.
+"""The udev source: finds USB ttys by enumeration, then follows the kernel's uevents.
 
-A uevent only says where to look; sysfs says what is there, and udevd's database whether it is
-done. So a lost, late, doubled or reordered event costs time, never truth.
+A uevent only says where to look. sysfs says what is there, and udevd's database whether udevd has
+finished. So a lost, late, repeated or reordered event costs time, never truth.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class UdevTiming:
     """How patient the source is, in seconds."""
 
     settle_deadline: float = 10.0
-    """How long a port may wait for udevd before sysfs alone has to do."""
+    """How long to wait for udevd before going by sysfs alone."""
     rescan_interval: float = 60.0
-    """How often everything is looked at, whatever the events said."""
+    """How often to look at everything, whatever the events say."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Watches:
-    """What one run is told by; each may be missing, and then something else has to do."""
+    """What a run learns about changes from; None where it must do without."""
 
     monitor: Monitor
     devices: DirectoryWatch | None
@@ -75,10 +75,10 @@ class UdevSource:
         Args:
             nodes: Globs of device nodes.
             timing: How patient to be.
-            receive_buffer: The netlink socket's, in bytes; the kernel caps it at rmem_max.
+            receive_buffer: The netlink socket's buffer in bytes; the kernel caps it at rmem_max.
 
         Raises:
-            DiscoveryError: there is no libudev.
+            DiscoveryError: libudev is not installed.
         """
         self._udev = Libudev()
         self._nodes = tuple(nodes)
@@ -112,7 +112,7 @@ class UdevSource:
             self._say_how_it_learns(sightings)
             try:
                 while not self._stopping.is_set():
-                    # Before the enumeration, or a device plugged in between is lost.
+                    # Start before enumerating, or a device plugged in between would be missed.
                     monitor = self._udev.monitor(self._receive_buffer)
                     self._is_blind(devices)
                     self._post_all(sightings, post, reason)
@@ -120,7 +120,7 @@ class UdevSource:
                         self._follow(_Watches(monitor, devices, database), sightings, post)
                     except MonitorOverflowError:
                         reason = "overflow"
-                        _log.warning("uevents were lost in a storm; looking at everything again")
+                        _log.warning("uevents were lost in a storm; rescanning")
             finally:
                 self._learns_by = ""
 
@@ -128,7 +128,7 @@ class UdevSource:
         return Sightings(self._udev, self._timing.settle_deadline)
 
     def _watch_devices(self, exits: ExitStack) -> DirectoryWatch | None:
-        """In place of uevents, where there are none."""
+        """Watch /dev instead where no uevents arrive."""
         if not uevents_cannot_arrive():
             self._learns_by = "uevents"
             return None
@@ -139,12 +139,12 @@ class UdevSource:
 
     def _say_how_it_learns(self, sightings: Sightings) -> None:
         udevd = udevd_has_written()
-        uevents = "the kernel's"
+        uevents = "kernel"
         if self._learns_by != "uevents":
-            uevents = "none reach this user namespace: /dev is watched"
+            uevents = "none reach this user namespace; watching /dev instead"
         database = "none"
         if udevd:
-            database = "followed" if sightings.told else "read again and again"
+            database = "watched" if sightings.told else "polled"
         _log.info(
             "udev source running",
             extra=fields(
@@ -156,11 +156,11 @@ class UdevSource:
         )
         if not udevd:
             _log.warning(
-                "no udevd is seen here: ports are taken as the kernel makes them",
+                "no udevd found; using ports as the kernel creates them",
                 extra=fields(
                     nothing_in=DIRECTORY,
-                    hint="if one runs on this node, mount its /run/udev/data, read-only; if that is"
-                    " newer than this pod, restart the pod",
+                    hint="if udevd runs on this node, mount its /run/udev/data read-only; if that"
+                    " is newer than this pod, restart the pod",
                 ),
             )
 
@@ -175,10 +175,10 @@ class UdevSource:
             if self._is_blind(watches.devices):
                 next_rescan = min(next_rescan, time.monotonic() + _BLIND_RESCAN_INTERVAL)
             elif watches.devices is not None and watches.devices.renewed:
-                self._rescan_soon()  # until now, changes may have gone unnoticed
+                self._rescan_soon()  # changes may have been missed until now
             wait = max(0.0, min(next_rescan, sightings.next_look) - time.monotonic())
             if watches.devices is not None:
-                wait = min(wait, _WATCH_CHECK_INTERVAL)  # a watch may die without a word
+                wait = min(wait, _WATCH_CHECK_INTERVAL)  # a watch may die silently
             ready = {file for file, _ in poller.poll(math.ceil(wait * 1000))}
             names = self._told(watches, ready, sightings)
             now = time.monotonic()
@@ -193,7 +193,7 @@ class UdevSource:
                 self._post_all(sightings, post, "period")
 
     def _is_blind(self, devices: DirectoryWatch | None) -> bool:
-        """Begin or mend the watch of /dev, where there is one; whether that failed."""
+        """Start or repair the watch on /dev, if there is one; return whether that failed."""
         if devices is None:
             return False
         live = devices.refresh()
@@ -201,7 +201,7 @@ class UdevSource:
         return not live
 
     def _told(self, watches: _Watches, ready: set[int], sightings: Sightings) -> set[str]:
-        """The names to look at, by what is ready to be read."""
+        """The names to look at, given the descriptors that are ready."""
         names: set[str] = set()
         if self._waker.fileno() in ready:
             self._waker.clear()
@@ -210,12 +210,12 @@ class UdevSource:
         if watches.database is not None:
             if watches.database.fileno() in ready:
                 names |= sightings.heard(watches.database.changed())
-            # Before the look, so that what is written after the look is told of.
+            # Refresh before the look, so that anything written after it is reported.
             sightings.told = watches.database.refresh()
         return names
 
     def _receive(self, monitor: Monitor) -> set[str]:
-        """The names that uevents are about. Whatever has happened: a look will tell."""
+        """The names the uevents are about; a look will show what happened."""
         try:
             uevents = monitor.receive()
         except OSError as error:
@@ -223,7 +223,7 @@ class UdevSource:
         return {uevent.name for uevent in uevents if self._wants(uevent.name)}
 
     def _post_looks(self, looks: Iterable[Look], post: Post) -> None:
-        # Who came first keeps a disputed ID: in the order in which a restarted plugin sees them.
+        # The first to arrive keeps a disputed ID, so use the order a restarted plugin would see.
         for look in sorted(looks, key=_arrival):
             if look.replaced or look.port is None:
                 post(PortGone(self.name, look.name, look.noticed))
@@ -256,7 +256,7 @@ def _watch_database(exits: ExitStack) -> DatabaseWatch | None:
         watch = DatabaseWatch()
     except OSError as error:
         _log.warning(
-            "inotify is not available; reading udevd's database again and again instead",
+            "inotify is not available; polling udevd's database instead",
             extra=fields(error=error, hint="raise fs.inotify.max_user_instances"),
         )
         return None
@@ -265,7 +265,7 @@ def _watch_database(exits: ExitStack) -> DatabaseWatch | None:
 
 
 def uevents_cannot_arrive() -> bool:
-    """Whether this is a user namespace: the kernel sends it no uevents (lib/kobject_uevent.c)."""
+    """Whether this is a user namespace, which gets no uevents (lib/kobject_uevent.c)."""
     try:
         first = Path("/proc/self/uid_map").read_text().split()
     except OSError:
