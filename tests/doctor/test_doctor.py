@@ -1,4 +1,4 @@
-"""``usbplugin doctor``: each check against a node that has the trouble, and one that has not."""
+"""``usbplugin doctor``: each check against a node with the problem, and one without."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ POD = (
 
 
 class Here:
-    """A source that sees these ports, or nothing at all."""
+    """A source that sees these ports, or cannot see at all."""
 
     name = "here"
 
@@ -64,7 +64,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def grow(root: Path, files: Mapping[str, str]) -> Node:
-    """A node whose proc, sys and run are these files."""
+    """A node with these files in proc, sys and run."""
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,19 +92,19 @@ def test_udevd(tree: Path) -> None:
     check = hardware.check_udevd
     data = "/run/udev/data"
     node = grow(tree, {"x": ""})
-    is_(check(node), Grade.WARN, f"{data} cannot be read (No such file", "start systemd-udevd")
+    is_(check(node), Grade.WARN, f"cannot read {data} (No such file", "start systemd-udevd")
     node = grow(tree, {"run/udev/control": "", "proc/self/mountinfo": POD.replace(data, "/else")})
-    is_(check(node), Grade.WARN, f"{data} cannot be read", f"mount the host's {data}, read-only")
+    is_(check(node), Grade.WARN, f"cannot read {data}", f"mount the host's {data} read-only")
     (tree / "run/udev/data").mkdir()
     node = grow(tree, {"proc/self/mountinfo": POD})
     is_(check(node), Grade.WARN, f"{data} is empty", "restart this pod")
     node = grow(tree, {"proc/self/mountinfo": POD.replace(data, "/run/udev")})
     is_(check(node), Grade.WARN, f"{data} is empty", "restart this pod")
-    is_(check(grow(tree, {"run/udev/data/c188:0": ""})), Grade.OK, "udevd keeps a database")
+    is_(check(grow(tree, {"run/udev/data/c188:0": ""})), Grade.OK, "udevd's database is readable")
     on_the_host = grow(tree, {"proc/self/mountinfo": HOST})
-    is_(check(on_the_host), Grade.OK, "udevd keeps a database")
+    is_(check(on_the_host), Grade.OK, "udevd's database is readable")
     (tree / "run/udev/control").unlink()
-    is_(check(on_the_host), Grade.WARN, "udevd has ended", "start systemd-udevd")
+    is_(check(on_the_host), Grade.WARN, "udevd is not running", "start systemd-udevd")
 
 
 def test_uevents(tree: Path) -> None:
@@ -114,7 +114,7 @@ def test_uevents(tree: Path) -> None:
 
 def test_sysfs(tree: Path) -> None:
     is_(hardware.check_sysfs(grow(tree, {"x": ""})), Grade.FAIL, "/sys/class/tty", "mount sysfs")
-    is_(hardware.check_sysfs(grow(tree, {"sys/class/tty/x": ""})), Grade.OK, "can be read")
+    is_(hardware.check_sysfs(grow(tree, {"sys/class/tty/x": ""})), Grade.OK, "is there")
 
 
 def test_ports(tree: Path) -> None:
@@ -124,8 +124,8 @@ def test_ports(tree: Path) -> None:
         return hardware.check_nodes(dataclasses.replace(node, sources=[Here(*ports, blind=blind)]))
 
     is_(check(blind=True), Grade.FAIL, "cannot see", "other findings")
-    is_(check(), Grade.WARN, "no serial port", "plug a device in")
-    is_(check(usb_port("ttyUSB3")), Grade.OK, "1 serial ports: /dev/ttyUSB3")
+    is_(check(), Grade.WARN, "no serial ports", "plug in a device")
+    is_(check(usb_port("ttyUSB3")), Grade.OK, "1 serial port: /dev/ttyUSB3")
     broken = usb_port(fault="/dev/ttyUSB0: No such file or directory")
     is_(check(usb_port("ttyUSB1"), broken), Grade.FAIL, "No such file", "unplug the device")
     node = grow(tree, {"proc/self/mountinfo": POD.replace("/dev ", "/other ")})
@@ -144,8 +144,8 @@ def test_permissions(tree: Path, tmp_path: Path) -> None:
     file.chmod(0o600)
     is_(check_permissions(node, port), Grade.WARN, f"only root can open {file}", "udev-rules/")
     pty = usb_port(node=str(file), number=DeviceNumber(136, 0))
-    is_(check_permissions(node, pty), Grade.OK, "nothing to be said")
-    is_(check_permissions(node, usb_port(node="/nowhere")), Grade.OK, "nothing to be said")
+    is_(check_permissions(node, pty), Grade.OK, "no ports of real devices")
+    is_(check_permissions(node, usb_port(node="/nowhere")), Grade.OK, "no ports of real devices")
 
 
 def check_permissions(node: Node, port: Port) -> Finding:
@@ -209,15 +209,15 @@ async def test_a_kubelet_that_is_there(kubelet_node: WholeNode) -> None:
     places = kubelet_node.places
     is_(await run(kubelet.check_kubelet, places), Grade.OK, "the kubelet answers")
     assert not kubelet_node.kubelet.log.registrations
-    is_(await run(kubelet.check_plugin_directory, places), Grade.OK, "can be written to")
-    is_(await run(kubelet.check_holders, places), Grade.OK, "0 of ours are held")
+    is_(await run(kubelet.check_plugin_directory, places), Grade.OK, "is writable")
+    is_(await run(kubelet.check_holders, places), Grade.OK, "0 of our devices held")
     assert os.listdir(places.kubelet_dir) == ["kubelet.sock"]
     async with kubelet_node.agent():
         await kubelet_node.kubelet.wait_for(
             lambda: len(kubelet_node.kubelet.resource(SERIAL).healthy) == 1
         )
         await kubelet_node.kubelet.run_container(SERIAL)
-        is_(await run(kubelet.check_holders, places), Grade.OK, "1 of ours are held")
+        is_(await run(kubelet.check_holders, places), Grade.OK, "1 of our devices held")
 
 
 async def test_a_kubelet_that_is_away(kubelet_node: WholeNode) -> None:
@@ -226,13 +226,13 @@ async def test_a_kubelet_that_is_away(kubelet_node: WholeNode) -> None:
     is_(await run(kubelet.check_kubelet, places), Grade.FAIL, "does not answer", "log")
     for path in places.kubelet_dir.iterdir():
         path.unlink()
-    is_(await run(kubelet.check_kubelet, places), Grade.FAIL, "no kubelet runs", "MicroK8s")
+    is_(await run(kubelet.check_kubelet, places), Grade.FAIL, "is not running", "MicroK8s")
     places.pod_resources.unlink(missing_ok=True)
-    is_(await run(kubelet.check_holders, places), Grade.WARN, "is no socket", "--pod-resources")
+    is_(await run(kubelet.check_holders, places), Grade.WARN, "no socket at", "--pod-resources")
 
 
 def forbid(monkeypatch: pytest.MonkeyPatch, forbidden: Path) -> None:
-    """What is below a path cannot be looked at, not even by root, whom modes do not stop."""
+    """Deny access to everything below a path, even to root, whom file modes do not stop."""
     look = Path.stat
 
     def stat(self: Path, **how: bool) -> os.stat_result:
@@ -248,7 +248,7 @@ def test_a_socket_that_cannot_be_looked_at_is_not_there(
 ) -> None:
     forbid(monkeypatch, tmp_path)
     places = Places(pod_resources=tmp_path / "kubelet.sock")
-    is_(kubelet.check_holders(Node(places=places)), Grade.WARN, "is no socket", "--pod-resources")
+    is_(kubelet.check_holders(Node(places=places)), Grade.WARN, "no socket at", "--pod-resources")
 
 
 def test_a_check_that_may_not_look_says_so_and_the_others_go_on(
@@ -258,7 +258,7 @@ def test_a_check_that_may_not_look_says_so_and_the_others_go_on(
     found = examine(Node(places=Places(kubelet_dir=tmp_path)))
     assert list(found) == list(CHECKS)
     socket = tmp_path / "kubelet.sock"
-    trouble = f"cannot look: [Errno 13] Permission denied: '{socket}'"
+    trouble = f"cannot check: [Errno 13] Permission denied: '{socket}'"
     is_(found["kubelet"], Grade.FAIL, trouble, "run as root")
 
 
@@ -269,7 +269,7 @@ async def test_with_the_plugin_watcher(tmp_path: Path) -> None:
     is_(await run(kubelet.check_plugin_directory, places, config), Grade.OK, str(tmp_path))
     places = Places(registry_dir=tmp_path / "none")
     finding = await run(kubelet.check_plugin_directory, places, config)
-    is_(finding, Grade.FAIL, "is no directory", "--registry-dir")
+    is_(finding, Grade.FAIL, "there is no directory", "--registry-dir")
 
 
 def test_directories_that_are_not_shared_with_the_host(tree: Path, tmp_path: Path) -> None:
@@ -279,17 +279,17 @@ def test_directories_that_are_not_shared_with_the_host(tree: Path, tmp_path: Pat
         places=Places(kubelet_dir=tmp_path, link_dir=tmp_path, cdi_dir=tmp_path),
         config=Config(resources=(ResourceConfig(name="a/b", cdi=True),)),
     )
-    mount = f"mount the host's {tmp_path}, writable"
-    is_(kubelet.check_plugin_directory(node), Grade.FAIL, "nobody on the host sees it", mount)
-    is_(kubelet.check_links(node), Grade.WARN, "nobody on the host sees it", mount)
-    is_(kubelet.check_cdi(node), Grade.FAIL, "nobody on the host sees it", mount)
+    mount = f"mount the host's {tmp_path} read-write"
+    is_(kubelet.check_plugin_directory(node), Grade.FAIL, "the host cannot see it", mount)
+    is_(kubelet.check_links(node), Grade.WARN, "the host cannot see it", mount)
+    is_(kubelet.check_cdi(node), Grade.FAIL, "the host cannot see it", mount)
 
 
 def test_directories_that_cannot_be_used(tmp_path: Path) -> None:
-    # Nobody, not even root, can make files in proc.
+    # Nobody, not even root, can create files in proc.
     places = Places(kubelet_dir=Path("/proc/self"), link_dir=Path("/proc/self"))
-    is_(kubelet.check_plugin_directory(Node(places=places)), Grade.FAIL, "cannot be written to")
-    is_(kubelet.check_links(Node(places=places)), Grade.WARN, "cannot be written to")
+    is_(kubelet.check_plugin_directory(Node(places=places)), Grade.FAIL, "cannot write to")
+    is_(kubelet.check_links(Node(places=places)), Grade.WARN, "cannot write to")
     long = tmp_path / ("x" * 100)
     long.mkdir()
     finding = kubelet.check_plugin_directory(Node(places=Places(kubelet_dir=long)))
@@ -298,8 +298,8 @@ def test_directories_that_cannot_be_used(tmp_path: Path) -> None:
 
 def test_links_and_cdi_that_are_fine(tmp_path: Path) -> None:
     places = Places(link_dir=tmp_path / "later", cdi_dir=tmp_path)
-    is_(kubelet.check_links(Node(places=places)), Grade.OK, "serve makes it")
-    is_(kubelet.check_links(Node(places=Places(link_dir=tmp_path))), Grade.OK, "can be kept")
+    is_(kubelet.check_links(Node(places=places)), Grade.OK, "serve will create it")
+    is_(kubelet.check_links(Node(places=Places(link_dir=tmp_path))), Grade.OK, "can be created")
     is_(kubelet.check_cdi(Node(places=places)), Grade.OK, "no resource")
     config = Config(cdi=True)
     is_(kubelet.check_cdi(Node(places=places, config=config)), Grade.OK, "can be written")
@@ -307,7 +307,7 @@ def test_links_and_cdi_that_are_fine(tmp_path: Path) -> None:
 
 async def test_the_daemon(kubelet_node: WholeNode) -> None:
     places = kubelet_node.places
-    is_(await run(kubelet.check_daemon, places), Grade.OK, "no usbplugin serve runs here")
+    is_(await run(kubelet.check_daemon, places), Grade.OK, "usbplugin serve is not running here")
     async with kubelet_node.agent():
         await kubelet_node.kubelet.wait_for(
             lambda: len(kubelet_node.kubelet.resource(SERIAL).healthy) == 1
@@ -315,7 +315,7 @@ async def test_the_daemon(kubelet_node: WholeNode) -> None:
         async with asyncio.timeout(10):  # the session knows a little after the kubelet does
             while (finding := await run(kubelet.check_daemon, places)).grade is not Grade.OK:
                 pass
-        is_(finding, Grade.OK, "and is ready")
+        is_(finding, Grade.OK, "running and ready")
         await kubelet_node.kubelet.stop()
         async with asyncio.timeout(10):
             while (finding := await run(kubelet.check_daemon, places)).grade is Grade.OK:
@@ -326,15 +326,15 @@ async def test_the_daemon(kubelet_node: WholeNode) -> None:
 def test_a_daemon_that_talks_nonsense(tmp_path: Path) -> None:
     places = Places(link_dir=tmp_path)
     places.control_socket.write_text("no socket")
-    is_(kubelet.check_daemon(Node(places=places)), Grade.OK, "no usbplugin serve runs here")
+    is_(kubelet.check_daemon(Node(places=places)), Grade.OK, "usbplugin serve is not running here")
 
 
 @pytest.mark.parametrize(
     ("context", "grade", "text"),
     [
-        ("system_u:system_r:container_t:s0:c1,c2", Grade.FAIL, "may not speak to the kubelet"),
-        ("system_u:system_r:container_device_plugin_t:s0", Grade.OK, "may speak"),
-        ("system_u:system_r:spc_t:s0", Grade.OK, "may speak"),
+        ("system_u:system_r:container_t:s0:c1,c2", Grade.FAIL, "may not talk to the kubelet"),
+        ("system_u:system_r:container_device_plugin_t:s0", Grade.OK, "may talk"),
+        ("system_u:system_r:spc_t:s0", Grade.OK, "may talk"),
         ("system_u:system_r:odd_t:s0", Grade.WARN, "odd_t"),
     ],
 )
@@ -342,19 +342,19 @@ def test_selinux(tree: Path, context: str, grade: Grade, text: str) -> None:
     node = grow(tree, {"sys/fs/selinux/enforce": "1", "proc/self/attr/current": f"{context}\0"})
     is_(rivals.check_selinux(node), grade, text)
     node = grow(tree, {"sys/fs/selinux/enforce": "0"})
-    is_(rivals.check_selinux(node), Grade.OK, "does not enforce")
+    is_(rivals.check_selinux(node), Grade.OK, "is not enforcing")
 
 
 def test_apparmor(tree: Path) -> None:
-    is_(rivals.check_apparmor(grow(tree, {"x": ""})), Grade.OK, "does not confine us")
+    is_(rivals.check_apparmor(grow(tree, {"x": ""})), Grade.OK, "does not confine")
     node = grow(tree, {"proc/self/attr/current": "cri-containerd.apparmor.d (enforce)\n"})
     is_(rivals.check_apparmor(node), Grade.OK, "cri-containerd.apparmor.d")
 
 
 def test_modem_manager(tree: Path) -> None:
-    is_(rivals.check_modem_manager(grow(tree, {"proc/1/comm": "init"})), Grade.OK, "no Modem")
+    is_(rivals.check_modem_manager(grow(tree, {"proc/1/comm": "init"})), Grade.OK, "not found")
     node = grow(tree, {"proc/77/comm": "ModemManager\n"})
-    is_(rivals.check_modem_manager(node), Grade.WARN, "runs", "ID_MM_DEVICE_IGNORE")
+    is_(rivals.check_modem_manager(node), Grade.WARN, "is running", "ID_MM_DEVICE_IGNORE")
     node = grow(
         tree,
         {
@@ -364,24 +364,24 @@ def test_modem_manager(tree: Path) -> None:
     )
     is_(rivals.check_modem_manager(node), Grade.WARN, "ttyACM0", "ID_MM_DEVICE_IGNORE")
     (tree / "proc/77/comm").unlink()
-    is_(rivals.check_modem_manager(node), Grade.OK, "no ModemManager is seen")
-    # Inside a pod, udevd's database is all that is seen of it.
+    is_(rivals.check_modem_manager(node), Grade.OK, "ModemManager not found")
+    # Inside a pod, the only sign of it is in udevd's database.
     node = grow(tree, {"proc/self/mountinfo": POD})
-    is_(rivals.check_modem_manager(node), Grade.WARN, "if it runs", "ID_MM_DEVICE_IGNORE")
+    is_(rivals.check_modem_manager(node), Grade.WARN, "if running", "ID_MM_DEVICE_IGNORE")
     text = "E:ID_MM_CANDIDATE=1\nE:ID_MM_DEVICE_IGNORE=1\n"
     node = grow(tree, {"run/udev/data/c166:0": text})
-    is_(rivals.check_modem_manager(node), Grade.OK, "run doctor on the node as well")
+    is_(rivals.check_modem_manager(node), Grade.OK, "run doctor on the node too")
 
 
 def test_brltty(tree: Path) -> None:
-    is_(rivals.check_brltty(grow(tree, {"proc/1/comm": "init"})), Grade.OK, "no brltty")
+    is_(rivals.check_brltty(grow(tree, {"proc/1/comm": "init"})), Grade.OK, "brltty not found")
     node = grow(tree, {"proc/77/comm": "brltty\n"})
-    is_(rivals.check_brltty(node), Grade.WARN, "brltty runs", "remove brltty")
+    is_(rivals.check_brltty(node), Grade.WARN, "brltty is running", "remove brltty")
     (tree / "proc/77/comm").unlink()
     node = grow(tree, {"run/udev/data/c189:3": "E:BRLTTY_BRAILLE_DRIVER=bm\nE:X=1\n"})
     is_(rivals.check_brltty(node), Grade.WARN, "claim a USB device", "remove brltty")
     node = grow(tree, {"run/udev/data/c189:3": "E:BRLTTY_BRAILLE_DRIVER=\nE:X=1\n"})
-    is_(rivals.check_brltty(node), Grade.OK, "no brltty")
+    is_(rivals.check_brltty(node), Grade.OK, "brltty not found")
 
 
 def test_who_else_has_a_port_open(tree: Path) -> None:
@@ -398,10 +398,10 @@ def test_who_else_has_a_port_open(tree: Path) -> None:
         (tree / f"proc/{pid}/fd").mkdir()
         (tree / f"proc/{pid}/fd/3").symlink_to("/dev/ttyUSB0")
     node = dataclasses.replace(node, sources=[Here(usb_port("ttyUSB0")), Here(blind=True)])
-    is_(rivals.check_openers(node), Grade.WARN, "minicom (77) has /dev/ttyUSB0", "stop it")
-    assert "reader" not in rivals.check_openers(node).found, "pods may"
+    is_(rivals.check_openers(node), Grade.WARN, "minicom (77) has /dev/ttyUSB0 open", "stop it")
+    assert "reader" not in rivals.check_openers(node).found, "pods may open ports"
     (tree / "proc/77/cgroup").write_text("0::/kubepods/pod2")
-    is_(rivals.check_openers(node), Grade.OK, "no process outside of pods")
+    is_(rivals.check_openers(node), Grade.OK, "no process outside a pod")
 
 
 async def test_the_command_on_a_node_that_is_well(
@@ -418,7 +418,7 @@ async def test_the_command_on_a_node_that_is_well(
     assert [finding["check"] for finding in found] == list(CHECKS)
     assert {"check", "grade", "found", "remedy"} == found[0].keys()
     failed = {finding["check"]: finding for finding in found if finding["grade"] == "fail"}
-    # What this machine itself lacks is none of the test's business.
+    # Whatever this machine itself lacks does not matter here.
     assert failed.keys() <= {"sysfs", "uevents"}
     assert code == bool(failed)
     for finding in found:

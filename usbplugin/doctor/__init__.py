@@ -1,7 +1,7 @@
-"""Examines a node: what of it keeps the plugin from working, and how to mend that.
+"""Examines a node: what stops the plugin from working, and how to fix it.
 
-Each check is a function that looks at one thing and changes nothing; a file that it makes to see
-whether it can is gone again.
+Each check is a function that looks at one thing and changes nothing. A file created to test whether
+a directory is writable is removed at once.
 """
 
 from usbplugin.doctor import hardware, kubelet, rivals
@@ -29,7 +29,7 @@ CHECKS: dict[str, Check] = {
     "brltty": rivals.check_brltty,
     "open ports": rivals.check_openers,
 }
-"""By what they look at, in the order in which they are shown."""
+"""By what they look at, in display order."""
 
 
 def examine(node: Node) -> dict[str, Finding]:
@@ -38,8 +38,8 @@ def examine(node: Node) -> dict[str, Finding]:
 
 
 def _finding(check: Check, node: Node) -> Finding:
-    # What one check may not look at is no reason to leave the others out.
+    # If one check is denied access, still run the others.
     try:
         return check(node)
     except OSError as error:
-        return fail(f"cannot look: {error}", "run as root")
+        return fail(f"cannot check: {error}", "run as root")

@@ -1,4 +1,4 @@
-"""What a check says, and what it looks at."""
+"""What a check reports, and the node it looks at."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 
 class Grade(Enum):
-    """How things are."""
+    """How serious a finding is."""
 
     OK = "ok"
     WARN = "warn"
-    """It works, but worse than it could, or not for everybody."""
+    """It works, but not as well as it could, or not for everyone."""
     FAIL = "fail"
-    """The plugin cannot do its work."""
+    """The plugin cannot work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """How one thing is, and what to do about it."""
+    """What a check found, and what to do about it."""
 
     grade: Grade
     found: str
@@ -39,37 +39,37 @@ class Finding:
 
 @dataclass(frozen=True)
 class Node:
-    """The node to be examined, from inside the plugin's pod or on the host."""
+    """The node to examine, from inside the plugin's pod or on the host."""
 
     config: Config = field(default_factory=Config)
     places: Places = field(default_factory=Places)
     sources: Sequence[Source] = ()
-    """Where ``serve`` would discover ports; empty if there is no libudev."""
+    """The sources ``serve`` would use; empty if there is no libudev."""
     root: Path = Path("/")
-    """Where proc, sys and run are."""
+    """The directory that contains proc, sys and run."""
 
     @property
     def in_container(self) -> bool:
-        """Whether this is a container: its root file system is put together from layers."""
+        """Whether this is a container: its root file system is an overlay."""
         return any(
             point == "/" and kind in {"overlay", "fuse.fuse-overlayfs"}
             for point, kind in self._mounts()
         )
 
     def is_mounted(self, path: Path) -> bool:
-        """Whether ``path`` comes from outside of the container: it, or one above it, is a mount."""
+        """Whether ``path`` comes from outside the container: it or a parent is a mount point."""
         points = {point for point, _ in self._mounts()}
         return any(str(above) in points for above in (path, *path.parents) if str(above) != "/")
 
     def read(self, path: str) -> str:
-        """The text of a file of proc or sys; empty where it cannot be read."""
+        """A file's text, its path relative to ``root``; empty if it cannot be read."""
         try:
             return (self.root / path).read_text(errors="replace").strip("\0\n ")
         except OSError:
             return ""
 
     def processes(self) -> dict[str, str]:
-        """Names of the processes that can be seen, by their number."""
+        """The names of all visible processes, by PID."""
         found = {}
         for folder in (self.root / "proc").glob("[0-9]*"):
             if name := self.read(f"proc/{folder.name}/comm"):
@@ -77,16 +77,16 @@ class Node:
         return found
 
     def open_files(self, pid: str) -> list[str]:
-        """What a process has open; nothing if it has ended, or is not ours to look into."""
+        """The files a process has open; none if it has ended or is not ours to inspect."""
         found = []
         with suppress(OSError):
             for link in (self.root / "proc" / pid / "fd").iterdir():
-                with suppress(FileNotFoundError):  # closed meanwhile
+                with suppress(FileNotFoundError):  # closed in the meantime
                     found.append(str(link.readlink()))
         return found
 
     def _mounts(self) -> list[tuple[str, str]]:
-        """Mount points and types of file systems, by proc(5)'s mountinfo."""
+        """Mount points and file system types, from proc(5)'s mountinfo."""
         found = []
         for line in self.read("proc/self/mountinfo").splitlines():
             before, _, after = line.partition(" - ")
@@ -97,17 +97,19 @@ class Node:
 
 Check = Callable[[Node], Finding]
 
+SEE_SELINUX = "if SELinux is enforcing, see the SELinux finding"
+
 
 def ok(found: str) -> Finding:
-    """All is well."""
+    """A finding that all is well."""
     return Finding(Grade.OK, found)
 
 
 def warn(found: str, remedy: str) -> Finding:
-    """It could be better."""
+    """A finding that something could be better."""
     return Finding(Grade.WARN, found, remedy)
 
 
 def fail(found: str, remedy: str) -> Finding:
-    """It does not work so."""
+    """A finding that something does not work."""
     return Finding(Grade.FAIL, found, remedy)

@@ -1,4 +1,4 @@
-"""Checks of what discovery needs: sysfs, udevd, uevents, nodes, drivers, inotify."""
+"""Checks what discovery needs: sysfs, udevd, uevents, nodes, drivers and inotify."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from usbplugin.doctor.finding import Finding, Node, fail, ok, warn
+from usbplugin.doctor.finding import SEE_SELINUX, Finding, Node, fail, ok, warn
 from usbplugin.errors import DiscoveryError
 from usbplugin.foundation.watch import DirectoryWatch
 
@@ -19,7 +19,7 @@ _RECEIVE_BUFFER = 1 << 16
 _INOTIFY = "anon_inode:inotify"
 _MOST_USED = 0.8
 
-# Vendors of USB serial chips, and the kernel modules that drive them (drivers/usb/serial).
+# Vendors of USB serial chips, and their kernel modules (drivers/usb/serial).
 _MODULES = {
     "0403": "ftdi_sio",
     "067b": "pl2303",
@@ -31,21 +31,18 @@ _ACM = ("02", "02")
 
 
 def check_sysfs(node: Node) -> Finding:
-    """Whether the kernel's view of ttys can be seen."""
+    """Whether sysfs is available."""
     if (node.root / "sys/class/tty").is_dir():
-        return ok("/sys/class/tty can be read")
-    return fail(
-        "/sys/class/tty is not there", "mount sysfs at /sys; in a pod it is there by itself"
-    )
+        return ok("/sys/class/tty is there")
+    return fail("/sys/class/tty is missing", "mount sysfs at /sys; a pod has it by default")
 
 
 def check_uevents(node: Node) -> Finding:
-    """Whether the kernel tells of devices that come and go."""
+    """Whether the kernel reports devices that come and go."""
     first = node.read("proc/self/uid_map").split()[:3]
     if first and first != ["0", "0", "4294967295"]:
         return warn(
-            "this is a user namespace, to which the kernel sends no uevents: /dev is watched"
-            " instead, and udevd's answer is waited for by polling",
+            "this is a user namespace, which gets no uevents: watching /dev instead",
             "set hostUsers: true in the pod's spec",
         )
     try:
@@ -55,33 +52,33 @@ def check_uevents(node: Node) -> Finding:
         Libudev().monitor(_RECEIVE_BUFFER)
     except DiscoveryError as error:
         return fail(str(error), "install libudev1; allow netlink sockets (seccomp, AppArmor)")
-    return ok("kernel uevents can be listened to")
+    return ok("kernel uevents can be received")
 
 
 def check_udevd(node: Node) -> Finding:
-    """Whether udevd tells when it has finished with a device."""
+    """Whether udevd shows when it has finished with a device."""
     try:
         if any((node.root / "run/udev/data").iterdir()):
-            # In the pod there is no control socket, and so no telling whether it has ended.
+            # A pod has no control socket, so it cannot tell whether udevd is still running.
             if node.in_container or (node.root / "run/udev/control").exists():
-                return ok("udevd keeps a database, and it can be read")
-            found = "udevd has ended (no /run/udev/control), and left its database"
+                return ok("udevd's database is readable")
+            found = "udevd is not running (no /run/udev/control), and its database is left over"
         else:
             found = "/run/udev/data is empty"
     except OSError as error:
-        found = f"/run/udev/data cannot be read ({error.strerror})"
+        found = f"cannot read /run/udev/data ({error.strerror})"
         if isinstance(error, PermissionError):
-            return warn(found, "run as root; where SELinux enforces, see the finding about it")
+            return warn(found, f"run as root; {SEE_SELINUX}")
     remedy = "start systemd-udevd on the host"
     if node.in_container:
-        remedy += "; if it runs, restart this pod, for the directory may have been made anew"
+        remedy += "; if it is running, restart this pod: the directory may have been recreated"
         if not node.is_mounted(Path("/run/udev/data")):
-            remedy = "mount the host's /run/udev/data, read-only, at the same path"
-    return warn(f"{found}: whether udevd is done with a port is not known", remedy)
+            remedy = "mount the host's /run/udev/data read-only at the same path"
+    return warn(f"{found}: cannot tell when udevd has finished with a port", remedy)
 
 
 def check_nodes(node: Node) -> Finding:
-    """Whether every port's node is there, and is what sysfs says."""
+    """Whether every port's node exists and is what sysfs says."""
     ports: list[Port] = []
     try:
         for source in node.sources:
@@ -92,25 +89,26 @@ def check_nodes(node: Node) -> Finding:
     if faults:
         remedy = "unplug the device and plug it in again"
         if node.in_container and not node.is_mounted(Path("/dev")):
-            remedy = "mount the host's /dev at /dev: a container's own one shows no new nodes"
+            remedy = "mount the host's /dev at /dev: a container's own /dev gets no new nodes"
         return fail("; ".join(faults), remedy)
     if not ports:
         return warn(
-            "no serial port is here",
-            "plug a device in; if it is, see dmesg, and the finding about drivers",
+            "no serial ports found",
+            "plug in a device; if one is plugged in, see dmesg and the drivers finding",
         )
-    return ok(f"{len(ports)} serial ports: {', '.join(port.node for port in ports)}")
+    plural = "" if len(ports) == 1 else "s"
+    return ok(f"{len(ports)} serial port{plural}: {', '.join(port.node for port in ports)}")
 
 
 def check_permissions(node: Node) -> Finding:
-    """Whether anybody but root can open the nodes."""
+    """Whether anyone but root can open the nodes."""
     closed, groups = [], set()
     for source in node.sources:
         for port in _scan(source):
             try:
                 status = os.stat(port.node)  # noqa: PTH116 -- a str
             except OSError:
-                continue  # check_nodes tells
+                continue  # check_nodes reports that
             if port.number.is_pty:
                 continue
             if status.st_mode & stat.S_IRGRP and status.st_gid:
@@ -119,17 +117,17 @@ def check_permissions(node: Node) -> Finding:
                 closed.append(port.node)
     if closed:
         return warn(
-            f"only root can open {', '.join(closed)}, in containers too",
-            "give them a group on the host: udev-rules/ has a rule",
+            f"only root can open {', '.join(closed)}, even in containers",
+            "give them a group on the host: udev-rules/ has a rule for that",
         )
     if not groups:
-        return ok("nothing to be said about permissions: no port of a real device is here")
+        return ok("no ports of real devices to check")
     names = ", ".join(f"{_group(gid)} ({gid})" for gid in sorted(groups))
-    return ok(f"ports belong to group {names}: supplementalGroups for pods that are not root")
+    return ok(f"ports belong to group {names}: non-root pods need it in supplementalGroups")
 
 
 def check_drivers(node: Node) -> Finding:
-    """Whether a USB serial adapter is plugged in that no driver serves."""
+    """Whether any USB serial adapter is plugged in without a driver."""
     unserved = {}
     for interface in sorted((node.root / "sys/bus/usb/devices").glob("*:*")):
         if (interface / "driver").exists():
@@ -140,11 +138,11 @@ def check_drivers(node: Node) -> Finding:
         if module:
             unserved[interface.name] = module
     if not unserved:
-        return ok("every USB serial adapter that is known has its driver")
+        return ok("every known USB serial adapter has its driver")
     modules = " ".join(sorted(set(unserved.values())))
     return warn(
-        f"no driver serves USB interface {', '.join(unserved)}, a serial port by the looks of it",
-        f"on the host: modprobe -a {modules}; to have that at boot, /etc/modules-load.d/",
+        f"no driver for USB interface {', '.join(unserved)}, which looks like a serial port",
+        f"on the host: modprobe -a {modules}; to load it at boot, use /etc/modules-load.d/",
     )
 
 
@@ -157,12 +155,12 @@ def check_inotify(node: Node) -> Finding:
         works = watch.refresh()
     finally:
         watch.stop()
-    remedy = "sysctl fs.inotify.max_user_instances=8192, and for good in /etc/sysctl.d/"
+    remedy = "sysctl fs.inotify.max_user_instances=8192; to make it permanent, use /etc/sysctl.d/"
     if not works:
-        return warn("inotify is not available: directories are looked at every second", remedy)
+        return warn("inotify is not available: polling directories every second", remedy)
     if limit.isdigit() and used > _MOST_USED * int(limit):
         return warn(
-            f"inotify works, but {used} of the {limit} instances that a user may have are taken",
+            f"inotify works, but {used} of the {limit} instances allowed per user are in use",
             remedy,
         )
     return ok(f"inotify works; up to {limit or 'an unknown number of'} instances per user")
@@ -172,7 +170,7 @@ def _scan(source: Source) -> tuple[Port, ...]:
     try:
         return source.scan()
     except DiscoveryError:
-        return ()  # check_nodes tells
+        return ()  # check_nodes reports that
 
 
 def _group(gid: int) -> str:

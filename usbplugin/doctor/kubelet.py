@@ -1,4 +1,4 @@
-"""Checks of the kubelet's side: directories, mounts, sockets, and whether anybody answers there."""
+"""Checks the kubelet's side: directories, mounts, sockets, and whether anyone answers on them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from usbplugin.config import Registration
-from usbplugin.doctor.finding import Finding, Node, fail, ok, warn
+from usbplugin.doctor.finding import SEE_SELINUX, Finding, Node, fail, ok, warn
 from usbplugin.errors import DaemonError, KubeletError
 from usbplugin.kubelet import PluginDirectory, PodResources
 from usbplugin.kubelet.probe import kubelet_silence
@@ -21,7 +21,7 @@ _READY = 200
 
 
 def check_plugin_directory(node: Node) -> Finding:
-    """Whether our sockets can be where the kubelet looks for them."""
+    """Whether we can put our sockets where the kubelet looks for them."""
     watcher = node.config.registration is Registration.WATCHER
     path = node.places.registry_dir if watcher else node.places.kubelet_dir
     flag = "--registry-dir" if watcher else "--kubelet-dir"
@@ -32,7 +32,7 @@ def check_plugin_directory(node: Node) -> Finding:
             PluginDirectory(path).new_socket(resource.name)
     except KubeletError as error:
         return fail(str(error), f"choose a shorter {flag}")
-    return ok(f"{path} is there, and can be written to")
+    return ok(f"{path} is writable")
 
 
 def check_kubelet(node: Node) -> Finding:
@@ -42,80 +42,74 @@ def check_kubelet(node: Node) -> Finding:
     socket = PluginDirectory(node.places.kubelet_dir).kubelet_socket
     if not socket.is_socket():
         return fail(
-            f"{socket} is no socket: no kubelet runs, or its directory is another one",
-            f"start the kubelet; MicroK8s has /var/snap/microk8s/common{node.places.kubelet_dir}",
+            f"no socket at {socket}: the kubelet is not running, or uses another directory",
+            "start the kubelet, or set --kubelet-dir (on MicroK8s,"
+            f" /var/snap/microk8s/common{node.places.kubelet_dir})",
         )
     if problem := asyncio.run(kubelet_silence(socket)):
-        return fail(
-            problem, "see the kubelet's log; where SELinux enforces, see the finding about it"
-        )
+        return fail(problem, f"see the kubelet's log; {SEE_SELINUX}")
     return ok(f"the kubelet answers on {socket}")
 
 
 def check_holders(node: Node) -> Finding:
-    """Whether the kubelet tells who holds devices."""
+    """Whether the kubelet reports who holds devices."""
     socket = node.places.pod_resources
-    consequence = (
-        "who holds devices is not known: a device that came back elsewhere is not told from one"
-        " that is free"
-    )
+    consequence = "a device that came back elsewhere cannot be told from a free one"
     pod_resources = PodResources(socket, node.places.own_pod)
     if not pod_resources.is_there:
         return warn(
-            f"{socket} is no socket; {consequence}",
-            f"mount the host's {socket.parent}, read-only, at the same path"
+            f"no socket at {socket}, so device holders are unknown: {consequence}",
+            f"mount the host's {socket.parent} read-only at the same path"
             if node.in_container
-            else "start the kubelet, or name its socket with --pod-resources",
+            else "start the kubelet, or set its socket with --pod-resources",
         )
     try:
         held = asyncio.run(pod_resources.list())
     except KubeletError as error:
         return warn(
             f"{error}; {consequence}",
-            "the socket is root's: run as root; if our own pod is missing, the kubelet may just"
-            " have started, or --own-pod is wrong",
+            "run as root, who owns the socket; if our own pod is missing, the kubelet may have only"
+            " just started, or --own-pod is wrong",
         )
     ours = {resource.name for resource in node.config.resources}
     count = sum(device.resource in ours for device in held)
-    return ok(f"the kubelet tells who holds devices: {count} of ours are held")
+    return ok(f"the kubelet reports device holders: {count} of our devices held")
 
 
 def check_links(node: Node) -> Finding:
     """Whether links to nodes can be kept where the container runtime finds them."""
     path = node.places.link_dir
-    consequence = "a container that is restarted after a replug may find its node gone or taken"
+    consequence = "a container restarted after a replug may find its node gone, or another device's"
     if not path.exists() and not node.in_container:
-        return ok(f"{path} is not there yet; serve makes it")
+        return ok(f"{path} does not exist yet; serve will create it")
     if problem := _shared_directory_problem(node, path, "--link-dir"):
-        return warn(f"{problem.found}: {consequence}", problem.remedy)
-    return ok(f"links can be kept in {path}")
+        return warn(f"{problem.found}; {consequence}", problem.remedy)
+    return ok(f"links can be created in {path}")
 
 
 def check_cdi(node: Node) -> Finding:
-    """Whether CDI specs can be written, if any are to be."""
+    """Whether CDI specs can be written, if any are needed."""
     if not any(offer.cdi for offer in node.config.offers()):
-        return ok("no resource is handed over by CDI")
+        return ok("no resource uses CDI")
     if problem := _shared_directory_problem(node, node.places.cdi_dir, "--cdi-dir"):
         return problem
     return ok(f"CDI specs can be written to {node.places.cdi_dir}")
 
 
 def check_daemon(node: Node) -> Finding:
-    """Whether a usbplugin runs on this node, and how it is."""
+    """Whether the daemon is running on this node, and ready."""
     daemon = Daemon(node.places.control_socket)
     try:
         code, document = asyncio.run(_readiness(daemon))
     except DaemonError as error:
         return warn(str(error), "see its log")
     if code is None:
-        return ok("no usbplugin serve runs here now")
+        return ok("usbplugin serve is not running here")
     if code == _READY:
-        return ok("usbplugin serve runs here, and is ready")
+        return ok("usbplugin serve is running and ready")
     parts = document.get("parts", []) if isinstance(document, dict) else []
     troubles = [f"{part['name']}: {part['detail']}" for part in parts if not part["ok"]]
-    return warn(
-        f"usbplugin serve runs here, but is not ready: {'; '.join(troubles)}", "see its log"
-    )
+    return warn(f"usbplugin serve is running but not ready: {'; '.join(troubles)}", "see its log")
 
 
 async def _readiness(daemon: Daemon) -> tuple[int | None, object]:
@@ -123,17 +117,17 @@ async def _readiness(daemon: Daemon) -> tuple[int | None, object]:
 
 
 def _shared_directory_problem(node: Node, path: Path, flag: str) -> Finding | None:
-    """Why a directory that we share with the host cannot be used; None if it can."""
-    remedy = f"name the right one with {flag}"
+    """Why a directory shared with the host cannot be used; None if it can."""
+    remedy = f"set the right one with {flag}"
     if node.in_container:
-        remedy = f"mount the host's {path}, writable, at the same path"
+        remedy = f"mount the host's {path} read-write at the same path"
         if not node.is_mounted(path):
-            return fail(f"{path} is the container's own: nobody on the host sees it", remedy)
+            return fail(f"{path} is the container's own, so the host cannot see it", remedy)
     if not path.is_dir():
-        return fail(f"{path} is no directory", remedy)
+        return fail(f"there is no directory {path}", remedy)
     try:
         with tempfile.NamedTemporaryFile(dir=path, prefix=".usbplugin-doctor-"):
             return None
     except OSError as error:
-        who = "" if os.getuid() == 0 else ", as root"
-        return fail(f"{path} cannot be written to: {error.strerror}", remedy + who)
+        or_root = "" if os.getuid() == 0 else ", or run as root"
+        return fail(f"cannot write to {path}: {error.strerror}", remedy + or_root)

@@ -1,4 +1,4 @@
-"""Checks of who else has a say: security modules, and programs that take ports for themselves."""
+"""Checks for what may get in the way: security modules, and programs that grab ports."""
 
 from __future__ import annotations
 
@@ -13,35 +13,33 @@ if TYPE_CHECKING:
 
 _RULE = "install the rule in udev-rules/ on the host"
 _FREE_TYPES = ("container_device_plugin_t", "spc_t", "unconfined_t", "unconfined_service_t")
-_ON_THE_NODE = "; a pod does not see the node's processes: run doctor on the node as well"
+_ON_THE_NODE = "; a pod cannot see the node's processes, so run doctor on the node too"
 
 
 def check_selinux(node: Node) -> Finding:
-    """Whether SELinux lets us speak to the kubelet."""
+    """Whether SELinux lets us talk to the kubelet."""
     if node.read("sys/fs/selinux/enforce") != "1":
-        return ok("SELinux does not enforce anything here")
+        return ok("SELinux is not enforcing")
     context = node.read("proc/self/attr/current")
+    found = f"SELinux is enforcing, and the context is {context}"
     if any(f":{kind}:" in f"{context}:" for kind in _FREE_TYPES):
-        return ok(f"SELinux enforces, and runs us as {context}, which may speak to the kubelet")
+        return ok(f"{found}, which may talk to the kubelet")
     if ":container_t:" in context:
         return fail(
-            f"SELinux enforces, and runs us as {context}, which may not speak to the kubelet",
-            "seLinuxOptions: {type: container_device_plugin_t} (kustomize component selinux; Helm"
-            " seLinuxType)",
+            f"{found}, which may not talk to the kubelet",
+            "set seLinuxOptions: {type: container_device_plugin_t} (kustomize component selinux;"
+            " Helm seLinuxType)",
         )
-    return warn(
-        f"SELinux enforces, and runs us as {context}",
-        "if something is denied, ausearch -m AVC on the host tells what",
-    )
+    return warn(found, "if anything is denied, ausearch -m AVC on the host shows what")
 
 
 def check_apparmor(node: Node) -> Finding:
-    """Whether AppArmor confines us."""
+    """Whether AppArmor confines this process."""
     profile = node.read("proc/self/attr/apparmor/current") or node.read("proc/self/attr/current")
     if "(enforce)" not in profile:
-        return ok("AppArmor does not confine us")
+        return ok("AppArmor does not confine this process")
     return ok(
-        f"AppArmor confines us by {profile}; if something is denied, dmesg on the host tells what"
+        f"AppArmor applies profile {profile}; if anything is denied, dmesg on the host shows what"
     )
 
 
@@ -56,20 +54,20 @@ def check_modem_manager(node: Node) -> Finding:
     runs = "ModemManager" in node.processes().values()
     if candidates and (runs or node.in_container):
         return warn(
-            f"ModemManager, if it runs, sends AT commands to {', '.join(candidates)} for 10 to 20 s"
+            f"ModemManager, if running, sends AT commands to {', '.join(candidates)} for 10 to 20 s"
             " after each plug",
             f"{_RULE} (ID_MM_DEVICE_IGNORE), or remove ModemManager",
         )
     if runs:
         return warn(
-            "ModemManager runs: it sends AT commands to new ports for 10 to 20 s",
+            "ModemManager is running: it sends AT commands to new ports for 10 to 20 s",
             f"{_RULE} (ID_MM_DEVICE_IGNORE), or remove ModemManager",
         )
-    return ok(f"no ModemManager is seen{_ON_THE_NODE if node.in_container else ''}")
+    return ok(f"ModemManager not found{_ON_THE_NODE if node.in_container else ''}")
 
 
 def check_brltty(node: Node) -> Finding:
-    """Whether brltty takes adapters for Braille displays."""
+    """Whether brltty mistakes adapters for Braille displays."""
     data = node.root / "run/udev/data"
     entries = [path.name for path in _files(data) if "E:BRLTTY_BRAILLE_DRIVER=" in _read(path)]
     entries = [
@@ -79,34 +77,32 @@ def check_brltty(node: Node) -> Finding:
     if entries:
         return warn("brltty's udev rules claim a USB device that is plugged in", remedy)
     if "brltty" in node.processes().values():
-        return warn("brltty runs: it takes CH340, CP210x and FTDI adapters away", remedy)
-    return ok(f"no brltty is seen{_ON_THE_NODE if node.in_container else ''}")
+        return warn("brltty is running: it takes over CH340, CP210x and FTDI adapters", remedy)
+    return ok(f"brltty not found{_ON_THE_NODE if node.in_container else ''}")
 
 
 def check_openers(node: Node) -> Finding:
-    """Whether a process that is in no pod has a port open."""
+    """Whether a process outside any pod has a port open."""
     wanted = set()
     for source in node.sources:
-        with suppress(DiscoveryError):  # check_nodes tells
+        with suppress(DiscoveryError):  # check_nodes reports that
             wanted |= {port.node for port in source.scan() if not port.number.is_pty}
     names = node.processes()
     openers = sorted(
-        f"{names[pid]} ({pid}) has {node_path}"
+        f"{names[pid]} ({pid}) has {node_path} open"
         for pid in names
         for node_path in wanted.intersection(node.open_files(pid))
         if "kubepods" not in node.read(f"proc/{pid}/cgroup")
     )
     if openers:
-        return warn(
-            f"open outside of any pod: {'; '.join(openers)}", "stop it, or keep it off that port"
-        )
+        return warn(f"outside any pod, {'; '.join(openers)}", "stop it, or keep it off that port")
     return ok(
-        f"no process outside of pods has a port open{_ON_THE_NODE if node.in_container else ''}"
+        f"no process outside a pod has a port open{_ON_THE_NODE if node.in_container else ''}"
     )
 
 
 def _tty_entries(node: Node) -> list[tuple[str, str]]:
-    """Entries of udevd's database of USB ttys, by the kernel's name."""
+    """The database entries udevd has for USB ttys, each with the tty's kernel name."""
     found = []
     for folder in sorted((node.root / "sys/class/tty").glob("tty[UA][SC][BM]*")):
         number = node.read(f"sys/class/tty/{folder.name}/dev")

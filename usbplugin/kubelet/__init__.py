@@ -1,6 +1,6 @@
-"""What any front needs of a kubelet: its sockets, both ways to register, and who holds what.
+"""What any front needs from a kubelet: its sockets, both kinds of registration, and PodResources.
 
-It knows the kubelet's rules and nothing of the fronts that live by them.
+It knows the kubelet's rules, and nothing of the fronts that follow them.
 """
 
 from usbplugin.kubelet.directory import PluginDirectory

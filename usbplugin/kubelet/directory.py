@@ -1,6 +1,6 @@
-"""The kubelet's device plugin directory: which kubelet is there, and whose sockets lie around.
+"""The kubelet's device plugin directory: which kubelet is there, and which sockets are left over.
 
-It only looks and tidies up; what to do about a new kubelet is the session's business.
+It only looks and tidies up; reacting to a new kubelet is the session's job.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 CHANNEL_OPTIONS = (
-    # gRPC's C core derives an odd authority from a Unix socket's path, which Go servers refuse.
+    # gRPC's C core derives an authority from a Unix socket's path that Go servers refuse.
     ("grpc.default_authority", "localhost"),
-    # A shared subchannel would carry an old kubelet's back-off over to the new one.
+    # A shared subchannel would carry over the back-off from an old kubelet to a new one.
     ("grpc.use_local_subchannel_pool", 1),
 )
 
 _KUBELET_SOCKET = "kubelet.sock"
 _LONGEST_SOCKET_PATH = 107
-"""sun_path holds 108 bytes with its final NUL (unix(7))."""
+"""sun_path holds 108 bytes, including the final NUL (unix(7))."""
 
 
 class Incarnation(NamedTuple):
-    """One life of the kubelet's socket; a new one may well get the old one's inode number."""
+    """One life of the kubelet's socket; the ctime, because a new socket may reuse the inode."""
 
     inode: int
     ctime_ns: int
 
 
 class PluginDirectory:
-    """The directory where the kubelet and its plugins find each other's sockets."""
+    """The directory in which the kubelet and its plugins find each other's sockets."""
 
     def __init__(self, path: Path) -> None:
         """Use ``path``, which need not exist yet."""
@@ -53,7 +53,7 @@ class PluginDirectory:
         self.kubelet_socket = path / _KUBELET_SOCKET
 
     def kubelet(self) -> Incarnation | None:
-        """The kubelet's socket as it is now; None if there is none."""
+        """The kubelet's current socket; None if there is none."""
         try:
             status = self.kubelet_socket.lstat()
         except OSError:
@@ -63,38 +63,38 @@ class PluginDirectory:
         return Incarnation(status.st_ino, status.st_ctime_ns)
 
     def new_socket(self, resource: str) -> Path:
-        """A path nobody has used before, for one generation of a resource's plugin.
+        """A path never used before, for one generation of a resource's plugin.
 
         Raises:
-            KubeletError: the path would not fit into a socket address.
+            KubeletError: the path is too long for a socket.
         """
         path = self.path / f"{_prefix(resource)}{secrets.token_hex(4)}.sock"
         if len(str(path).encode()) > _LONGEST_SOCKET_PATH:
             raise KubeletError(
-                f"{path} is longer than the {_LONGEST_SOCKET_PATH} bytes a Unix socket's path may"
-                " have: choose a shorter --kubelet-dir"
+                f"{path} is longer than a Unix socket's path may be ({_LONGEST_SOCKET_PATH}"
+                " bytes): choose a shorter --kubelet-dir"
             )
         return path
 
     def remove_dead_sockets(self, resource: str) -> None:
-        """Delete what instances that were killed left behind; a socket that answers is not ours."""
+        """Delete the sockets of killed instances; leave any that somebody still answers on."""
         for path in self.path.glob(f"{_prefix(resource)}*.sock"):
             if not _is_dead(path):
                 continue
-            # Between bind and listen a live one looks dead, for microseconds; it would notice that
-            # its socket is gone and start a new generation.
+            # For microseconds between bind and listen, a live one looks dead. Its instance would
+            # notice that the socket is gone and start a new generation.
             if self.remove_socket(path):
                 _log.info(
-                    "socket of a dead instance removed",
+                    "dead instance's socket removed",
                     extra=fields(resource=resource, socket=path),
                 )
 
     def remove_socket(self, path: Path) -> bool:
-        """Delete a socket, if gRPC or the kubelet has not done so; False if it has to stay."""
+        """Delete a socket, unless gRPC or the kubelet already has; False if that failed."""
         try:
             path.unlink(missing_ok=True)
-        except OSError as error:  # it does no harm: nobody answers there, and no name is used twice
-            _log.warning("socket not removed", extra=fields(socket=path, error=error))
+        except OSError as error:  # harmless: nobody answers there, and no name is used twice
+            _log.warning("cannot remove socket", extra=fields(socket=path, error=error))
             return False
         return True
 
@@ -105,7 +105,7 @@ class PluginDirectory:
 
 
 def unix_target(path: Path) -> str:
-    """The gRPC target of a socket; gRPC parses it as a URI, so that odd characters need quoting."""
+    """A socket's gRPC target; gRPC parses it as a URI, so special characters need quoting."""
     return f"unix:{quote(str(path))}"
 
 

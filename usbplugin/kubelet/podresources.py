@@ -1,4 +1,4 @@
-"""Asks the kubelet who holds which device (PodResources API, v1). Reads, and decides nothing."""
+"""Asks the kubelet which pod holds which device (PodResources API, v1). Decides nothing."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ if TYPE_CHECKING:
 
 _LIST = "/v1.PodResourcesLister/List"
 _TIMEOUT = 2.0
-# The kubelet's own limit for this API: a node may run hundreds of pods.
+# The kubelet's own limit for this API; a node may run hundreds of pods.
 _LARGEST_ANSWER = 16 << 20
 
 
 class PodResources:
-    """The kubelet's answer to who holds what."""
+    """Asks the kubelet who holds what."""
 
     def __init__(self, socket: Path, own_pod: str = "") -> None:
         """Ask on ``socket``, which need not exist yet.
 
-        A kubelet that has just started may answer before the API server has told it of its pods.
-        That their devices are free is then not true; so it is believed when it names a pod that
-        certainly is there.
+        A kubelet that has just started may answer before the API server has told it about its pods,
+        and so seem to say that their devices are free. Its answer is therefore believed only if it
+        includes a pod that is certainly there: our own.
 
         Args:
             socket: Where to ask.
-            own_pod: The pod we are in, as ``namespace/name``; empty to believe every answer.
+            own_pod: Our own pod, as ``namespace/name``; empty to believe every answer.
         """
         self._socket = socket
         self._own_pod = own_pod
 
     @property
     def is_there(self) -> bool:
-        """Whether there is a socket that we can see."""
-        # Path.is_socket raises where a directory above may not be searched.
+        """Whether we can see a socket there."""
+        # Path.is_socket raises if a parent directory may not be searched.
         try:
             return stat.S_ISSOCK(self._socket.stat().st_mode)
         except OSError:
             return False
 
     async def list(self) -> tuple[HeldDevice, ...]:
-        """Everything that containers of this node hold, of all resources.
+        """All devices of all resources that this node's containers hold.
 
         Raises:
             KubeletError: the kubelet does not answer, refuses, or does not know its pods yet.
@@ -59,7 +59,7 @@ class PodResources:
             async with grpc.aio.insecure_channel(
                 unix_target(self._socket), options=options
             ) as channel:
-                # Decoded here: of what it cannot decode, grpc.aio makes None and a traceback.
+                # Decode here: grpc.aio turns anything it cannot decode into None and a traceback.
                 ask: grpc.aio.UnaryUnaryMultiCallable[v1.ListPodResourcesRequest, bytes]
                 ask = channel.unary_unary(
                     _LIST, request_serializer=v1.ListPodResourcesRequest.SerializeToString
@@ -69,19 +69,19 @@ class PodResources:
                 )
         except grpc.aio.AioRpcError as error:
             raise KubeletError(
-                f"cannot ask {self._socket} who holds devices: {error.code().name}:"
+                f"cannot get device holders from {self._socket}: {error.code().name}:"
                 f" {error.details()}"
             ) from error
         except DecodeError as error:
             raise KubeletError(
-                f"cannot ask {self._socket} who holds devices: the answer is no"
+                f"cannot get device holders from {self._socket}: the answer is not a"
                 " ListPodResourcesResponse"
             ) from error
         pods = {f"{pod.namespace}/{pod.name}" for pod in answer.pod_resources}
         if self._own_pod and self._own_pod not in pods:
             raise KubeletError(
-                f"{self._socket} does not tell yet who holds devices: its {len(pods)} pod(s) are"
-                f" without {self._own_pod}, which is our own"
+                f"cannot get device holders from {self._socket}: the kubelet does not know its pods"
+                f" yet; our own, {self._own_pod}, is not among the {len(pods)} it lists"
             )
         return tuple(
             HeldDevice(

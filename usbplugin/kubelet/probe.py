@@ -1,4 +1,4 @@
-"""Dials a socket, ours or the kubelet's, to see whether anybody answers there."""
+"""Dials a socket, ours or the kubelet's, to see whether anyone answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT = 1.0
 _NO_METHOD = "/v1beta1.Registration/AreYouThere"
-"""Every gRPC server answers UNIMPLEMENTED to that: nothing happens, but it is there."""
+"""Any gRPC server answers UNIMPLEMENTED to this, which proves it is there and changes nothing."""
 
 
 async def silence_of(socket: Path) -> str:
@@ -33,7 +33,7 @@ async def silence_of(socket: Path) -> str:
 
 
 async def kubelet_silence(socket: Path) -> str:
-    """Why no kubelet answers on ``socket``; empty if one does. Registers nothing."""
+    """Why the kubelet on ``socket`` does not answer; empty if it does. Registers nothing."""
     try:
         async with grpc.aio.insecure_channel(
             unix_target(socket), options=CHANNEL_OPTIONS

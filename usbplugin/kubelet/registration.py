@@ -1,4 +1,4 @@
-"""Two ways for the kubelet to come to know a plugin: we call Register, or it finds our socket."""
+"""The two kinds of registration: we call Register, or the kubelet finds our socket."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ REGISTER_TIMEOUT = 15.0
 
 
 class Registrar(Protocol):
-    """How one resource's plugin makes itself known."""
+    """How one resource's plugin registers."""
 
     directory: PluginDirectory
-    """Where the plugin's socket is."""
+    """Where the plugin's socket goes."""
     longest_delay: float
-    """Seconds between two attempts at most, however many have failed."""
+    """The longest pause between two attempts, in seconds."""
 
     def kubelet(self) -> Incarnation | None:
-        """The kubelet there is to register with; None if there is none."""
+        """The kubelet to register with; None if there is none."""
 
     def add_services(self, server: grpc.aio.Server, resource: str) -> None:
-        """What has to be served besides DevicePlugin, for one generation."""
+        """Add whatever must be served besides DevicePlugin, for one generation."""
 
     async def register(
         self, resource: str, socket: Path, options: v1beta1.DevicePluginOptions
@@ -43,12 +43,12 @@ class Registrar(Protocol):
         """Return once the kubelet has accepted the plugin.
 
         Raises:
-            KubeletError: it refused, or does not answer.
+            KubeletError: it refused or does not answer.
         """
 
 
 class ClassicRegistrar:
-    """We call ``Register`` on kubelet.sock; a restarted kubelet has to be called anew."""
+    """We call ``Register`` on kubelet.sock, and again after each restart of the kubelet."""
 
     longest_delay = 5.0
 
@@ -85,9 +85,9 @@ class ClassicRegistrar:
 
 
 class WatcherRegistrar:
-    """The kubelet's plugin watcher finds our socket, and registers us by itself."""
+    """The kubelet's plugin watcher finds our socket and registers us by itself."""
 
-    longest_delay = 1.0  # to wait spares the kubelet nothing, and until then it cannot find us
+    longest_delay = 1.0  # waiting spares the kubelet nothing, and it cannot find us meanwhile
 
     def __init__(self, registry: PluginDirectory) -> None:
         """Be found in ``registry``."""
@@ -95,7 +95,7 @@ class WatcherRegistrar:
         self._verdict: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def kubelet(self) -> Incarnation | None:  # noqa: D102 -- Registrar.kubelet
-        return Incarnation(0, 0)  # it finds us, whenever it is there
+        return Incarnation(0, 0)  # it finds us whenever it is there
 
     def add_services(self, server: grpc.aio.Server, resource: str) -> None:  # noqa: D102
         self._verdict = asyncio.get_running_loop().create_future()
@@ -112,7 +112,7 @@ class WatcherRegistrar:
 
 
 class _WatcherServicer(registration_rpc.RegistrationServicer):
-    """Tells the plugin watcher who we are, and takes its verdict."""
+    """Tells the plugin watcher who we are, and receives its verdict."""
 
     def __init__(self, resource: str, verdict: asyncio.Future[str]) -> None:
         self._resource = resource
@@ -127,8 +127,8 @@ class _WatcherServicer(registration_rpc.RegistrationServicer):
         return registration.PluginInfo(
             type="DevicePlugin",
             name=self._resource,
-            # No endpoint: the kubelet may know this socket by another path than we do, and takes
-            # the one by which it found us.
+            # No endpoint: the kubelet may see this socket under another path than ours, and uses
+            # the one where it found us.
             supported_versions=[API_VERSION],
         )
 
@@ -138,7 +138,7 @@ class _WatcherServicer(registration_rpc.RegistrationServicer):
         context: grpc.aio.ServicerContext[object, object],
     ) -> registration.RegistrationStatusResponse:
         del context
-        if not self._verdict.done():  # a restarted kubelet tells it again
+        if not self._verdict.done():  # a restarted kubelet sends it again
             self._verdict.set_result(
                 "" if request.plugin_registered else request.error or "no reason given"
             )
