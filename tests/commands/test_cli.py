@@ -210,8 +210,8 @@ def test_a_link_directory_that_is_too_long_for_a_socket(
     long = tmp_path / ("x" * 120)
     assert main(["list", "--link-dir", str(long)]) == 1
     assert capsys.readouterr().err == (
-        f"usbplugin: {long}/usbplugin.sock: AF_UNIX path too long; name another --link-dir, or use"
-        " --direct to look at the hardware yourself\n"
+        f"usbplugin: cannot connect to {long}/usbplugin.sock: AF_UNIX path too long; choose another"
+        " --link-dir, or use --direct to read the hardware without the daemon\n"
     )
 
 

@@ -150,7 +150,7 @@ async def test_following_ends_with_an_error_when_the_daemon_does(node: Node) -> 
             daemon.kill()
             _, error = await asyncio.wait_for(process.communicate(), 10)
             assert process.returncode == 1
-            assert error.decode().rstrip().endswith("has ended")
+            assert error.decode().rstrip().endswith("has stopped")
 
 
 async def test_a_watched_list_goes_on_one_below_the_other_where_there_is_no_terminal(
@@ -214,7 +214,7 @@ async def test_a_daemon_that_does_not_answer_is_given_up(
     path = tmp_path / "usbplugin.sock"
     silent = []
     async with await asyncio.start_unix_server(lambda _, writer: silent.append(writer), path):
-        with pytest.raises(DaemonError, match="does not answer: time is up"):
+        with pytest.raises(DaemonError, match="does not answer: timed out"):
             await Daemon(path).rows()
         for writer in silent:
             writer.close()

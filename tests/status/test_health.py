@@ -119,7 +119,7 @@ async def test_a_source_that_hangs_from_the_start_is_found_out(
         daemon = Daemon(node.places.control_socket)
         while not await daemon.is_there():
             await asyncio.to_thread(os.sched_yield)
-        # Before its thread is started it does not run, which is not alive either.
+        # Before its thread starts, it is not running, so not alive either.
         while "has not listed its ports for " not in str(answer := await daemon.get("/healthz")):
             await asyncio.to_thread(os.sched_yield)
     assert answer[0] == 503

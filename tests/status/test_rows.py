@@ -76,7 +76,7 @@ def test_a_device_that_is_there_has_its_ports_once() -> None:
 def test_ports_that_wait_for_their_siblings_say_so() -> None:
     inventory = Inventory([MODEM])
     inventory.apply([all_ports(*MODEM_PORTS)], now=0.0)
-    waiting = "waiting for further ports of its device"
+    waiting = "waiting for its device's other ports"
     assert about(shown(inventory, MODEM)) == [
         ("/dev/ttyUSB0", "", waiting),
         ("/dev/ttyUSB1", "", waiting),

@@ -116,7 +116,7 @@ async def test_alive_means_that_the_plugins_own_socket_answers(node: Node) -> No
                 assert code == 200
                 assert isinstance(document, dict)
                 details = {part["name"]: part["detail"] for part in document["parts"]}
-        assert "learns of changes by inotify" in details[f"source directory:{node.device_dir}"]
+        assert "learns about changes by inotify" in details[f"source directory:{node.device_dir}"]
 
 
 class Failing:
@@ -151,7 +151,7 @@ async def test_a_source_that_fails_is_told_and_counted(node: Node) -> None:
         await until(node, lambda m: m["usbplugin_source_up failing"] == 0)
         code, document = await daemon(node).get("/healthz")
         assert code == 503
-        assert "failed, is started again: went blind" in json.dumps(document)
+        assert "failed, restarting: went blind" in json.dumps(document)
 
 
 async def test_devices_are_listed_with_holders_and_since(node: Node) -> None:
@@ -266,7 +266,7 @@ async def test_following_ends_with_the_daemon(node: Node) -> None:
         await node.kubelet.wait_healthy(SERIAL, {GPS})
         events = daemon(node).follow()
         await anext(events)
-    with pytest.raises(DaemonError, match="has ended"):
+    with pytest.raises(DaemonError, match="has stopped"):
         await anext(events)
     assert not await daemon(node).is_there()
 
@@ -434,7 +434,9 @@ async def test_without_a_place_for_its_socket_the_plugin_works_all_the_same(
         await node.kubelet.wait_healthy(SERIAL, {GPS})
         assert b'usbplugin_http_listening{listener="unix"} 0' in agent.metrics.render(())
         assert not await daemon(node).is_there()
-    assert "usbplugin list and events cannot ask this daemon" in caplog.messages
+    assert (
+        "cannot open the control socket; usbplugin list and events will not work" in caplog.messages
+    )
 
 
 async def test_an_address_that_is_taken_is_logged_and_the_plugin_goes_on(node: Node) -> None:
@@ -442,7 +444,7 @@ async def test_an_address_that_is_taken_is_logged_and_the_plugin_goes_on(node: N
     port = taken.sockets[0].getsockname()[1]
     async with taken, node.serve("--http-address", f"127.0.0.1:{port}") as process:
         await node.kubelet.wait_healthy(SERIAL, {GPS})
-        await process.wait_for_log("the address cannot be had")
+        await process.wait_for_log("cannot listen on the HTTP address")
         assert (await metrics(node))["usbplugin_http_listening tcp"] == 0
 
 

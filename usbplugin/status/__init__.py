@@ -1,5 +1,5 @@
-"""What a running usbplugin tells about itself: devices, events, health, metrics, a page for people.
+"""What a running usbplugin says about itself: devices, events, health, metrics and a status page.
 
-It reads, and decides nothing. The one thing that a look brings about is that the kubelet is asked
-who holds what, once a second at most.
+It only reads. The one side effect of a look is that the kubelet is asked who holds what, at most
+once a second.
 """

@@ -1,4 +1,4 @@
-"""Asks the daemon that runs on this node, over its Unix socket."""
+"""Talks to this node's daemon over its Unix socket."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Document = dict[str, object]
 
 
 class Daemon:
-    """The daemon of this node."""
+    """This node's daemon."""
 
     def __init__(self, socket: Path) -> None:
-        """Ask on ``socket``."""
+        """Use ``socket``, which need not exist."""
         self._socket = socket
 
     def __str__(self) -> str:
@@ -38,7 +38,7 @@ class Daemon:
         """Whether a daemon answers there.
 
         Raises:
-            DaemonError: one does, but not to us; or no socket can be there.
+            DaemonError: we may not connect to it, or its path cannot be a socket's.
         """
         try:
             async with self._connection():
@@ -47,13 +47,13 @@ class Daemon:
             return False
         except PermissionError as error:
             raise DaemonError(
-                f"{self._socket}: {error.strerror}; be root, or use --direct to look at the"
-                " hardware yourself"
+                f"cannot connect to {self._socket}: {error.strerror}; run as root, or use --direct"
+                " to read the hardware without the daemon"
             ) from error
-        except OSError as error:  # such as a path longer than a socket's may be
+        except OSError as error:  # such as a path too long for a socket
             raise DaemonError(
-                f"{self._socket}: {error.strerror or error}; name another --link-dir, or use"
-                " --direct to look at the hardware yourself"
+                f"cannot connect to {self._socket}: {error.strerror or error}; choose another"
+                " --link-dir, or use --direct to read the hardware without the daemon"
             ) from error
 
     async def get(self, path: str) -> tuple[int, object]:
@@ -66,7 +66,7 @@ class Daemon:
             async with asyncio.timeout(_SECONDS), self._asked(path) as (code, reader):
                 return code, json.loads(await reader.read())
         except (OSError, EOFError, ValueError) as error:
-            reason = str(error) or "time is up"
+            reason = str(error) or "timed out"
             raise DaemonError(f"{self} does not answer: {reason}") from error
 
     async def rows(self) -> list[Row]:
@@ -77,25 +77,25 @@ class Daemon:
         """
         _, document = await self.get("/devices")
         if not isinstance(document, list):
-            raise DaemonError(f"{self} answered no list of devices")
+            raise DaemonError(f"{self} did not answer with a list of devices")
         return document
 
     async def past(self) -> list[Document]:
-        """The events that it remembers.
+        """The events it remembers.
 
         Raises:
             DaemonError: it does not answer.
         """
         _, document = await self.get("/events")
         if not isinstance(document, list):
-            raise DaemonError(f"{self} answered no list of events")
+            raise DaemonError(f"{self} did not answer with a list of events")
         return document
 
     async def follow(self) -> AsyncGenerator[Document, None]:
-        """The events that it remembers, then each as it happens.
+        """The events it remembers, then new ones as they happen.
 
         Raises:
-            DaemonError: it does not answer, or has ended.
+            DaemonError: it does not answer, or has stopped.
         """
         try:
             async with self._asked("/events", "Accept: text/event-stream\r\n") as (code, reader):
@@ -106,7 +106,7 @@ class Daemon:
                         yield json.loads(line.removeprefix(b"data: "))
         except (OSError, EOFError, ValueError) as error:
             raise DaemonError(f"{self} does not answer: {error}") from error
-        raise DaemonError(f"{self} has ended")
+        raise DaemonError(f"{self} has stopped")
 
     @asynccontextmanager
     async def _connection(
@@ -122,11 +122,11 @@ class Daemon:
     async def _asked(
         self, path: str, headers: str = ""
     ) -> AsyncIterator[tuple[int, asyncio.StreamReader]]:
-        """The status code of the answer, and its body to be read."""
+        """The answer's status code, and a reader for its body."""
         async with self._connection() as (reader, writer):
             writer.write(f"GET {path} HTTP/1.1\r\nHost: usbplugin\r\n{headers}\r\n".encode())
             head = await reader.readuntil(b"\r\n\r\n")
             status = re.match(rb"HTTP/1\.1 (\d{3}) ", head)
             if status is None:
-                raise ValueError("it does not speak HTTP")
+                raise ValueError("not an HTTP answer")
             yield int(status[1]), reader

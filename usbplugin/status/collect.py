@@ -1,6 +1,6 @@
-"""Reads metrics off the devices, sessions and sources at the moment when Prometheus asks.
+"""Reads metrics from devices, sessions and sources at the moment Prometheus asks.
 
-So they cost nothing while nobody does, and what is gone leaves nothing behind.
+So they cost nothing while nobody does, and leave no stale series behind.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _HEALTHS = ("healthy", "unhealthy")
 
 
 def of_devices(devices: Collection[Device], resources: Iterable[str]) -> list[Readings]:
-    """How many there are in which state, what they are, and who has them."""
-    # While a new configuration is applied, devices may be a step ahead of the sessions.
+    """How many devices are in each state, what they are, and who holds them."""
+    # While a new configuration is being applied, devices may be a step ahead of the sessions.
     resources = dict.fromkeys((*resources, *(device.resource for device in devices)))
     states: dict[Labels, float] = {
         (name, _health(health), health.value): 0 for name in resources for health in Health
@@ -53,7 +53,7 @@ def of_sources(
     listed_at: Mapping[str, float],
     parts: Mapping[str, Part],
 ) -> list[Readings]:
-    """Whether they run, how they learn of changes, and what they see."""
+    """Whether sources are running, how they learn about changes, and what they see."""
     sources = tuple(sources)
     seen = Counter(source for source, _ in ports)
     began = time.time() - time.monotonic()
@@ -71,7 +71,7 @@ def of_sources(
 
 
 def of_sessions(sessions: Iterable[Session]) -> list[Readings]:
-    """Whether the kubelet knows of them, and listens."""
+    """Whether sessions are registered, and how many streams they have."""
     sessions = tuple(sessions)
     known = (State.REGISTERED, State.STREAMING)
     return [

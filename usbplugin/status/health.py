@@ -1,7 +1,7 @@
-"""Whether the parts of a running usbplugin live (liveness), and whether it serves (readiness).
+"""Whether the parts of a running usbplugin are alive (liveness), and whether it serves (readiness).
 
-Liveness is honest: it dials our own sockets as the kubelet would, and wants to have heard of each
-source lately. A kubelet that is away makes us not ready, but no less alive.
+Liveness is honest: it dials our own sockets as the kubelet would, and requires recent news from
+each source. A missing kubelet makes us not ready, but still alive.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from usbplugin.foundation.supervision import Part
 
 LONGEST_SILENCE = 180.0
-"""A source lists all its ports every minute at least."""
+"""Seconds; a source lists all its ports at least once a minute."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """How one part is."""
+    """The health of one part."""
 
     name: str
     ok: bool
@@ -35,17 +35,17 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """How all of them are."""
+    """The health of all parts."""
 
     verdicts: tuple[Verdict, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether all are well."""
+        """Whether all parts are healthy."""
         return all(verdict.ok for verdict in self.verdicts)
 
     def document(self) -> dict[str, object]:
-        """What a probe is answered."""
+        """The JSON document with which a probe is answered."""
         return {
             "ok": self.ok,
             "parts": [msgspec.structs.asdict(verdict) for verdict in self.verdicts],
@@ -59,15 +59,15 @@ async def liveness(
     parts: Mapping[str, Part],
     began: float,
 ) -> Report:
-    """Whether every source and every session lives.
+    """Whether every source and every session is alive.
 
     Args:
         sources: All of them.
-        listed_at: When each last listed its ports, ``time.monotonic`` seconds.
+        listed_at: When each source last listed its ports, ``time.monotonic`` seconds.
         sessions: All of them.
-        parts: How the supervisor found them, by name.
-        began: When sources began to run, ``time.monotonic`` seconds: one that hangs before it has
-            listed its ports is silent since then.
+        parts: Their state according to the supervisor, by name.
+        began: When the sources were started, ``time.monotonic`` seconds; a source that has never
+            listed its ports counts as silent since then.
     """
     of_sources = [
         _source(s, listed_at.get(s.name), parts[source_part(s.name)], began) for s in sources
@@ -82,7 +82,7 @@ def readiness(
     resources: Iterable[str],
     sessions: Mapping[str, Session],
 ) -> Report:
-    """Whether ports are known, and the kubelet listens to the session of every resource."""
+    """Whether every source has listed its ports, and every resource's session is streaming."""
     listings = {s.name: "listed" if s.name in listed_at else "not listed yet" for s in sources}
     states = {name: sessions[name].state if name in sessions else None for name in resources}
     return Report(
@@ -95,7 +95,7 @@ def readiness(
                 Verdict(
                     session_part(name),
                     ok=state is State.STREAMING,
-                    detail=state.value if state else "not begun yet",
+                    detail=state.value if state else "not started yet",
                 )
                 for name, state in states.items()
             ),
@@ -104,17 +104,17 @@ def readiness(
 
 
 def source_part(name: str) -> str:
-    """What a source is called among the parts."""
+    """A source's part name."""
     return f"source {name}"
 
 
 def session_part(resource: str) -> str:
-    """What a session is called among the parts."""
+    """A session's part name."""
     return f"session {resource}"
 
 
 def learns_by(source: Source) -> str:
-    """How a source learns of changes; empty if it does not run, or cannot say."""
+    """How a source learns about changes; empty if it is not running or cannot say."""
     return source.learns_by if isinstance(source, Listener) else ""
 
 
@@ -127,7 +127,7 @@ def _source(source: Source, listed_at: float | None, part: Part, began: float) -
     else:
         detail = f"listed its ports {silent:.0f} s ago"
         if by := learns_by(source):
-            detail += f", learns of changes by {by}"
+            detail += f", learns about changes by {by}"
     return Verdict(part.name, ok=silent < LONGEST_SILENCE, detail=detail)
 
 
@@ -139,4 +139,4 @@ async def _session(session: Session, part: Part) -> Verdict:
 
 
 def _failure(part: Part) -> str:
-    return f"failed, is started again: {part.last_error}" if part.last_error else "does not run"
+    return f"failed, restarting: {part.last_error}" if part.last_error else "not running"

@@ -1,4 +1,4 @@
-"""The last changes of devices, for people and programs that ask what happened, or follow it."""
+"""Recent device changes, to look back at or to follow."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ MOST_EVENTS = 256
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """One change of one device."""
+    """One change to one device."""
 
     sequence: int
-    """Counts the events of one life of the program; a gap means that some were missed."""
+    """Numbers the events since the program started; a gap means that some were missed."""
     time: str
     event: str
-    """A state of health that the device came into, or ``forgotten``, ``held``, ``released``, or
-    ``changed`` for what is none of these."""
+    """The device's new state of health, or ``forgotten``, ``held``, ``released``, or ``changed``
+    for anything else."""
     device: str
     resource: str
     before: str | None
-    """The state of health; null for a new device."""
+    """The previous state of health; null for a new device."""
     after: str | None
-    """Null for one that is no longer remembered."""
+    """The new one; null for a forgotten device."""
     reason: str
     nodes: tuple[str, ...]
     holders: tuple[str, ...]
 
 
 class History:
-    """A ring of events. In the event loop only."""
+    """A ring of events. For use in the event loop only."""
 
     def __init__(self, most: int = MOST_EVENTS) -> None:
-        """Remember so many events."""
+        """Remember up to ``most`` events."""
         self._events: deque[Event] = deque(maxlen=most)
         self._last = 0
         self._holders: dict[str, tuple[str, ...]] = {}
@@ -53,11 +53,11 @@ class History:
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """All that are remembered, oldest first."""
+        """The remembered events, oldest first."""
         return tuple(self._events)
 
     def record(self, changes: Iterable[Change]) -> None:
-        """Remember these changes, which have just happened."""
+        """Record changes that have just happened."""
         now = moment(time.time())
         for change in changes:
             device = change.device
@@ -88,13 +88,13 @@ class History:
         self._more.beat()
 
     def since(self, sequence: int) -> list[Event]:
-        """The events after that one, as far as they are remembered."""
+        """The remembered events after that one."""
         return [event for event in self._events if event.sequence > sequence]
 
     async def follow(self, sequence: int, patience: float) -> AsyncGenerator[list[Event], None]:
-        """Yield the events after that one, as they happen; none whenever ``patience`` ran out.
+        """Yield the events after that one as they happen; an empty list whenever patience runs out.
 
-        Whoever is slow misses the oldest.
+        A slow reader misses the oldest.
         """
         while True:
             if events := self.since(sequence):

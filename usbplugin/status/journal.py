@@ -1,4 +1,4 @@
-"""Takes down what sources find and how devices change: as counts, and as the last events."""
+"""Records what sources find and how devices change, as counts and as recent events."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 class Journal:
-    """What has happened. In the event loop only."""
+    """Records what happens. For use in the event loop only."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
+        """Start empty."""
         self.metrics = Metrics(health.value for health in Health)
         self.history = History()
         self.listed_at: dict[str, float] = {}
         """When each source last listed all its ports; ``time.monotonic`` seconds."""
 
     def found(self, facts: Iterable[Fact]) -> None:
-        """Sources found this."""
+        """Record facts from sources."""
         for fact in facts:
             match fact:
                 case AllPorts(source, _, reason):
@@ -40,7 +40,7 @@ class Journal:
                     self.metrics.port_events.add(source, "gone")
 
     def changed(self, changes: Sequence[Change]) -> None:
-        """Devices changed so."""
+        """Record changes to devices."""
         self.history.record(changes)
         for change in changes:
             resource, before, after = change.device.resource, change.before, change.after

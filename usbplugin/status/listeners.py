@@ -1,7 +1,7 @@
-"""Where the status can be asked for: an HTTP address for the cluster, a Unix socket for this node.
+"""Where status is served: on an HTTP address for the cluster, and a Unix socket for this node.
 
-Neither is needed for anything else to work: one that cannot be had is logged and shown as a metric,
-and the plugin goes on without.
+Nothing else depends on either. If one cannot be opened, that is logged and shown as a metric, and
+the plugin carries on without it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Address = tuple[str | None, int]
 
 
 class Listeners:
-    """Listens, as far as that is possible."""
+    """Listens wherever it can."""
 
     def __init__(self, status: Status, metrics: Metrics, history: History) -> None:
         """Answer from these."""
@@ -41,7 +41,7 @@ class Listeners:
             await self._server.listen_unix(socket)
         except OSError as error:
             _log.warning(
-                "usbplugin list and events cannot ask this daemon",
+                "cannot open the control socket; usbplugin list and events will not work",
                 extra=fields(socket=socket, error=error),
             )
         else:
@@ -53,7 +53,7 @@ class Listeners:
             addresses = await self._server.listen_tcp(host, port)
         except OSError as error:
             _log.error(
-                "no metrics and no health over HTTP: the address cannot be had",
+                "cannot listen on the HTTP address; no metrics or health over HTTP",
                 extra=fields(host=host or "*", port=port, error=error),
             )
         else:
@@ -61,5 +61,5 @@ class Listeners:
             _log.info("serving metrics and health", extra=fields(addresses=addresses))
 
     async def close(self) -> None:
-        """Listen no longer."""
+        """Stop listening."""
         await self._server.close()

@@ -1,8 +1,7 @@
-"""Offers node labels to Node Feature Discovery: which devices are here, and how many.
+"""Publishes node labels through Node Feature Discovery: which devices are here, and how many.
 
-NFD's local source reads ``key=value`` lines from files in features.d, and makes labels of them.
-Only counts, vendor and product IDs get there: a label must not tell serial numbers to the whole
-cluster.
+NFD's local source turns ``key=value`` lines in features.d into labels. They carry only counts and
+vendor and product IDs: labels must not reveal serial numbers to the whole cluster.
 """
 
 from __future__ import annotations
@@ -25,24 +24,24 @@ _log = logging.getLogger(__name__)
 
 FILE_NAME = "usbplugin"
 
-# NFD leaves out files whose names begin with a dot.
+# NFD ignores files whose names begin with a dot.
 _TEMPORARY = ".usbplugin.new"
 _NOT_IN_LABEL = re.compile(r"[^A-Za-z0-9._-]")
 _LONGEST_NAME = 63
-"""A label's name part (apimachinery, pkg/util/validation)."""
+"""The limit for a label's name part (apimachinery, pkg/util/validation)."""
 
 
 class NodeFeatures:
-    """Keeps one file in NFD's features.d."""
+    """Maintains our file in NFD's features.d."""
 
     def __init__(self, directory: Path) -> None:
-        """Use ``directory``, which has to exist: NFD's worker mounts it from the node."""
+        """Use ``directory``, which must exist: NFD's worker mounts it from the node."""
         self._directory = directory
         self._written: str | None = None
         self._complained = False
 
     def write(self, devices: Iterable[Device]) -> None:
-        """Offer labels for those devices that can be used now."""
+        """Publish labels for the devices that are usable now."""
         text = features(devices)
         if text == self._written:
             return
@@ -54,16 +53,18 @@ class NodeFeatures:
             if not self._complained:
                 self._complained = True
                 _log.warning(
-                    "node features not written",
-                    extra=fields(directory=self._directory, error=error, hint="mount it, writable"),
+                    "cannot write node features",
+                    extra=fields(
+                        directory=self._directory, error=error, hint="mount it read-write"
+                    ),
                 )
         else:
             self._written = text
 
     def remove(self) -> None:
-        """Offer nothing any longer."""
+        """Withdraw all labels."""
         self._written = None
-        with suppress(OSError):  # that it cannot be written has been said
+        with suppress(OSError):  # already reported by write()
             (self._directory / FILE_NAME).unlink()
 
 

@@ -1,4 +1,4 @@
-"""Devices and ports as rows: what ``/devices`` answers and ``usbplugin list`` prints."""
+"""Devices and ports as rows, for ``/devices`` and ``usbplugin list``."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def rows(
     rules: Sequence[ResourceRule],
     now: float | None = None,
 ) -> list[Row]:
-    """A row per port of a device, then one per port that is no device's.
+    """A row per port of each device, then a row per port that belongs to no device.
 
     Args:
-        devices: Those that are listed.
-        ports: All that are there.
-        rules: The resources, first match wins.
-        now: The time on the clock by which devices know since when they are what they are.
+        devices: All listed devices.
+        ports: All ports present.
+        rules: The resources; the first match wins.
+        now: The current time on the clock of ``Device.since``.
     """
     found: list[Row] = []
     listed = set()
@@ -45,9 +45,9 @@ def rows(
             "since": None if now is None else moment(time.time() - (now - device.since)),
         }
         if device.health is not Health.UNPLUGGED:
-            # What of it is away may have left its node to another port.
+            # An unplugged device's node may belong to another port by now.
             listed |= {(port.node, fingerprint(port)) for port in device.ports}
-        # One that is known only because somebody holds it has no port, and is listed all the same.
+        # A device known only because a pod holds it has no ports, but still gets a row.
         found += [about | _port(port) for port in device.ports or (None,)]
     ports = list(ports)
     alike = Counter(port.number for port in ports)
@@ -59,7 +59,7 @@ def rows(
 
 
 def moment(seconds: float) -> str:
-    """A point in time, for people and programs."""
+    """A point in time in ISO 8601, for people and programs."""
     text = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
     return text.replace("+00:00", "Z")
 
@@ -72,7 +72,7 @@ def _unlisted(port: Port, rules: Sequence[ResourceRule], *, is_only: bool) -> Ro
     elif rule is None:
         reason = "no resource selects it"
     elif rule.unit is Unit.USB_DEVICE and is_only:
-        reason = "waiting for further ports of its device"
+        reason = "waiting for its device's other ports"
     else:
         reason = "another port has its device number"
     return {

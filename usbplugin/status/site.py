@@ -1,4 +1,4 @@
-"""Which path is answered with what. All of it may be read by whoever reaches the address."""
+"""What is served under which path. Anyone who can reach the address may read it all."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Site:
         self._metrics = metrics
         self._history = history
         self._followers = 0
-        # Tells the events of this life of the program from those of an earlier one.
+        # Tells this process's events from those of an earlier one.
         self._life = f"{time.time_ns() // 1_000_000:x}"
         self._answers: dict[str, Callable[[Request], Awaitable[Response]]] = {
             "/": self._page,
@@ -95,14 +95,14 @@ class Site:
         try:
             async for events in self._history.follow(seen, _KEEP_ALIVE):
                 if not events:
-                    await self._status.refresh()  # what that brings to light is an event too
-                # A comment now and then, or nobody would notice that the other end has gone.
+                    await self._status.refresh()  # anything this reveals is an event too
+                # Send a comment now and then, to notice when the other end has gone.
                 yield b"".join(map(self._frame, events)) or b":\n\n"
         finally:
             self._followers -= 1
 
     def _frame(self, event: Event) -> bytes:
-        data = json.dumps(msgspec.structs.asdict(event)).encode()  # one line, whatever it holds
+        data = json.dumps(msgspec.structs.asdict(event)).encode()  # always one line
         return b"id: %s-%d\ndata: %s\n\n" % (self._life.encode(), event.sequence, data)
 
 

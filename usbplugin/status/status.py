@@ -1,4 +1,4 @@
-"""What there is to say about a running agent, gathered from its parts when somebody asks."""
+"""The status of a running agent, gathered from its parts on request."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ class Status:
         listed_at: Mapping[str, float],
         refresh: Callable[[], Awaitable[None]],
     ) -> None:
-        """Look at these.
+        """Watch these.
 
         Args:
-            custody: Has the devices.
-            rules: The resources in force.
-            sources: Where ports are discovered.
-            sessions: By resource.
-            parts: How the supervisor found sources and sessions, by name.
+            custody: The devices.
+            rules: Returns the resources in force.
+            sources: The sources of ports.
+            sessions: The sessions, by resource.
+            parts: The supervisor's view of sources and sessions, by name.
             listed_at: When each source last listed its ports, ``time.monotonic`` seconds.
-            refresh: Has it asked who holds what; called before devices are shown.
+            refresh: Asks the kubelet who holds what; called before devices are shown.
         """
         self._custody = custody
         self._rules = rules
@@ -58,13 +58,13 @@ class Status:
         self._last_look: tuple[float, health.Report] | None = None
 
     async def rows(self) -> list[Row]:
-        """Devices and ports."""
+        """Devices and ports, as rows."""
         await self.refresh()
         ports = self._custody.ports.values()
         return rows(self._custody.devices, ports, self._rules(), time.monotonic())
 
     async def liveness(self) -> health.Report:
-        """Whether all parts live; however many ask, our sockets are dialled once a second."""
+        """Whether all parts are alive; dials our sockets at most once a second."""
         async with self._dialling:
             if self._last_look is not None:
                 looked_at, report = self._last_look
@@ -83,7 +83,7 @@ class Status:
         return health.readiness(self._sources, self._listed_at, resources, self._sessions)
 
     async def readings(self) -> Iterable[Readings]:
-        """The metrics that are read and not counted."""
+        """The metrics that are read on demand rather than counted."""
         await self.refresh()
         return [
             *collect.of_devices(self._custody.devices, self._sessions),
