@@ -75,7 +75,7 @@ def test_of_many_alike_the_rest_is_counted_and_told_at_the_end(storm: Storm) -> 
     assert storm.counts.suppressed()["warning",] == 90
     storm.handler.close()
     assert storm.lines()[-1] == (
-        "WARNING held back: too many alike"
+        "WARNING similar log lines suppressed"
         " {'alike': 'device unplugged', 'about': 'd1', 'count': 90}"
     )
     assert storm.counts.logged()["warning",] == MOST_ALIKE + 1

@@ -1,1 +1,1 @@
-"""What the program says about itself. Nothing in here decides anything."""
+"""Logs and metrics. Nothing here makes decisions."""

@@ -1,7 +1,7 @@
-"""Every metric there is: name, kind, help and labels. Values are kept and read elsewhere.
+"""Every metric's name, kind, help and labels. Values are kept and read elsewhere.
 
-Labels are bounded: resources are the operator's, device IDs are those that the inventory lists,
-and all others take one of a few known values.
+Labels are bounded: resources are the operator's, device IDs are those the inventory lists, and all
+others take one of a few known values.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from usbplugin.telemetry.instruments import Kind, Metric
 
 _COUNTER, _GAUGE, _HISTOGRAM = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
 
-# Half a millisecond is what an event takes at best; udevd takes 50 ms, and has 10 s at most.
+# An event takes half a millisecond at best; udevd takes 50 ms, and is given 10 s at most.
 _HOTPLUG_BUCKETS = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0),
@@ -20,19 +20,19 @@ _CALL_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1
 DEVICES = Metric(
     "usbplugin_devices",
     _GAUGE,
-    "Devices, by what the kubelet is told of them (healthy or unhealthy) and why.",
+    "Devices, by the health reported to the kubelet (healthy or unhealthy) and the reason.",
     ("resource", "health", "reason"),
 )
 DEVICES_HELD = Metric(
     "usbplugin_devices_held",
     _GAUGE,
-    "Devices that containers hold, by what the kubelet is told of them.",
+    "Devices held by containers, by the health reported to the kubelet.",
     ("resource", "health"),
 )
 DEVICE_INFO = Metric(
     "usbplugin_device_info",
     _GAUGE,
-    "One for each device, with what it is; several nodes are separated by commas.",
+    "1 for each device, which its labels describe; several nodes are separated by commas.",
     (
         *("resource", "device", "node", "vendor", "product", "serial"),
         *("manufacturer", "product_name", "driver", "location"),
@@ -41,7 +41,7 @@ DEVICE_INFO = Metric(
 DEVICE_READY = Metric(
     "usbplugin_device_ready",
     _GAUGE,
-    "Whether the device may be handed to a container now.",
+    "Whether the device can be allocated now.",
     ("resource", "device"),
 )
 DEVICE_HOLDERS = Metric(
@@ -53,46 +53,46 @@ DEVICE_HOLDERS = Metric(
 PORTS = Metric(
     "usbplugin_ports",
     _GAUGE,
-    "Serial ports that are there, those that no resource selects included.",
+    "Serial ports present, including those that no resource selects.",
     ("source",),
 )
 
 PORT_EVENTS = Metric(
     "usbplugin_port_events_total",
     _COUNTER,
-    "Single ports that a source found to be present (again, perhaps) or gone.",
+    "Times a source reported a single port as present (perhaps again) or gone.",
     ("source", "event"),
 )
 RESCANS = Metric(
     "usbplugin_rescans_total",
     _COUNTER,
-    "Full listings of a source, by reason; overflow means that uevents were lost in a storm.",
+    "Full listings by a source, by reason; overflow means that uevents were lost in a storm.",
     ("source", "reason"),
 )
 DEVICE_CHANGES = Metric(
     "usbplugin_device_changes_total",
     _COUNTER,
-    "Devices that came into a state of health, or were forgotten.",
+    "Times a device entered a state of health, or was forgotten.",
     ("resource", "to"),
 )
 DEVICE_REPLUGS = Metric(
     "usbplugin_device_replugs_total",
     _COUNTER,
-    "Devices that came back after they had been unplugged.",
+    "Times a device came back after being unplugged.",
     ("resource",),
 )
 HOTPLUG_TO_STREAM = Metric(
     "usbplugin_hotplug_to_stream_seconds",
     _HISTOGRAM,
-    "From a source's notice of a change (a uevent, inotify) until the message that tells of it was"
-    " written to the kubelet's stream; includes the time that udevd takes.",
+    "Time from a source noticing a change (by uevent or inotify) to writing it to the kubelet's"
+    " stream, including udevd's share.",
     ("resource",),
     _HOTPLUG_BUCKETS,
 )
 SOURCE_INFO = Metric(
     "usbplugin_source_info",
     _GAUGE,
-    "One for each source, with how it learns of changes: uevents, inotify or polling.",
+    "1 for each source, labelled with how it learns about changes: uevents, inotify or polling.",
     ("source", "learns_by"),
 )
 SOURCE_UP = Metric(
@@ -104,20 +104,20 @@ SOURCE_UP = Metric(
 SOURCE_LISTED = Metric(
     "usbplugin_source_last_listing_timestamp_seconds",
     _GAUGE,
-    "When the source last listed all its ports; 0 if it never did.",
+    "When the source last listed all its ports; 0 if never.",
     ("source",),
 )
 
 KUBELET_CALLS = Metric(
     "usbplugin_kubelet_calls_total",
     _COUNTER,
-    "Calls of the kubelet, by outcome: ok, or the gRPC status.",
+    "Calls from the kubelet, by outcome: ok, or the gRPC status.",
     ("resource", "method", "outcome"),
 )
 KUBELET_CALL_SECONDS = Metric(
     "usbplugin_kubelet_call_duration_seconds",
     _HISTOGRAM,
-    "How long calls of the kubelet took to answer.",
+    "Time taken to answer calls from the kubelet.",
     ("resource", "method"),
     _CALL_BUCKETS,
 )
@@ -130,44 +130,44 @@ REGISTRATIONS = Metric(
 GENERATIONS = Metric(
     "usbplugin_session_generations_total",
     _COUNTER,
-    "Generations of a resource's plugin: each has a socket and a registration of its own.",
+    "Generations of a resource's plugin, each with its own socket and registration.",
     ("resource",),
 )
 KUBELET_RESTARTS = Metric(
     "usbplugin_kubelet_restarts_total",
     _COUNTER,
-    "Times that a resource's session met another kubelet than before.",
+    "Times a resource's session found that the kubelet had been restarted.",
     ("resource",),
 )
 REGISTERED = Metric(
     "usbplugin_registered",
     _GAUGE,
-    "Whether the resource is registered with the kubelet that runs now.",
+    "Whether the resource is registered with the running kubelet.",
     ("resource",),
 )
 STREAMS = Metric(
     "usbplugin_streams_open",
     _GAUGE,
-    "ListAndWatch streams that the kubelet has open.",
+    "ListAndWatch streams the kubelet has open.",
     ("resource",),
 )
 HOLDER_QUERIES = Metric(
     "usbplugin_holder_queries_total",
     _COUNTER,
-    "Times that the kubelet was asked who holds devices, by outcome.",
+    "Times the kubelet was asked who holds devices, by outcome.",
     ("outcome",),
 )
 
 CONFIG_RELOADS = Metric(
     "usbplugin_config_reloads_total",
     _COUNTER,
-    "Looks at a configuration file whose text is a new one, by outcome.",
+    "Reloads of the configuration file after its content changed, by outcome.",
     ("outcome",),
 )
 CONFIG_GOOD = Metric(
     "usbplugin_config_last_reload_successful",
     _GAUGE,
-    "Whether the configuration file as it is now is the one in force.",
+    "Whether the configuration file's current content is in force.",
 )
 CONFIG_APPLIED = Metric(
     "usbplugin_config_applied_timestamp_seconds",
@@ -178,42 +178,42 @@ CONFIG_APPLIED = Metric(
 BUILD_INFO = Metric(
     "usbplugin_build_info",
     _GAUGE,
-    "One, with the versions that run.",
+    "1, labelled with the running versions.",
     ("version", "python"),
 )
 PART_FAILURES = Metric(
     "usbplugin_part_failures_total",
     _COUNTER,
-    "Times that a part of the plugin (a source, a session) failed and was started again.",
+    "Times a part of the plugin (a source or a session) failed and was restarted.",
     ("part",),
 )
 LOG_RECORDS = Metric(
     "usbplugin_log_records_total",
     _COUNTER,
-    "Lines logged, by level.",
+    "Log lines written, by level.",
     ("level",),
 )
 LOG_SUPPRESSED = Metric(
     "usbplugin_log_suppressed_total",
     _COUNTER,
-    "Lines held back because too many were alike, by level.",
+    "Log lines suppressed because too many were alike, by level.",
     ("level",),
 )
 HTTP_REQUESTS = Metric(
     "usbplugin_http_requests_total",
     _COUNTER,
-    "HTTP requests answered, by path (other: none of ours) and status code.",
+    "HTTP requests answered, by path (other: any unknown path) and status code.",
     ("path", "code"),
 )
 HTTP_REFUSED = Metric(
     "usbplugin_http_refused_total",
     _COUNTER,
-    "HTTP connections dropped: too many at a time, or too slow.",
+    "HTTP connections dropped because there were too many at once or they were too slow.",
 )
 HTTP_LISTENING = Metric(
     "usbplugin_http_listening",
     _GAUGE,
-    "Whether metrics and health are served there: 0 if the address was taken, for example.",
+    "Whether metrics and health are served there; 0 if, for example, the address was taken.",
     ("listener",),
 )
 RESIDENT = Metric(
@@ -234,7 +234,7 @@ DESCRIPTORS = Metric(
 STARTED = Metric(
     "process_start_time_seconds",
     _GAUGE,
-    "When the process was started.",
+    "When the process started.",
 )
 
 SECTIONS = {
@@ -253,6 +253,6 @@ SECTIONS = {
         *(HTTP_REQUESTS, HTTP_REFUSED, HTTP_LISTENING, RESIDENT, CPU, DESCRIPTORS, STARTED),
     ),
 }
-"""In the order in which they are documented."""
+"""In the order of the documentation."""
 
 METRICS = tuple(metric for section in SECTIONS.values() for metric in section)

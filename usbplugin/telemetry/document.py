@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 _HEAD = """\
 # Metrics
 
-What `/metrics` shows, in Prometheus's text format, where `serve` has an `--http-address`; on the
-node itself, `curl --unix-socket /run/usbplugin/usbplugin.sock http://node/metrics` shows the same.
-This page is generated from the code (`make docs`).
+If `serve` has an `--http-address`, `/metrics` serves these in Prometheus's text format. On the node
+itself, `curl --unix-socket /run/usbplugin/usbplugin.sock http://node/metrics` shows the same. This
+page is generated from the code (`make docs`).
 
-All labels are bounded. `resource` and `source` are the operator's; `device` is an ID that the
-inventory lists, which is at most 256 unplugged devices besides those that are there; the others
-take one of a few values. Counters are shown at zero from the start. What devices say of themselves
-is shown as it is everywhere: escaped, on one line.
+All labels are bounded. `resource` and `source` are the operator's; `device` is an ID the inventory
+lists: those of the devices present, and of at most 256 unplugged ones. The others take one of a few
+values. Counters start at zero, so they are there from the beginning. Strings that devices report
+are escaped and on one line, as everywhere.
 
-Dashboards and alert rules that use them are in `deploy/monitoring/`.
+`deploy/monitoring/` has dashboards and alert rules that use these metrics.
 """
 
 

@@ -1,7 +1,7 @@
-"""A small HTTP/1.1 server for GET and HEAD, in the event loop; on TCP, on a Unix socket, or both.
+"""A small HTTP/1.1 server for GET and HEAD in the event loop, on TCP, a Unix socket or both.
 
-One request per connection, everything about it limited: its head's size, the time it may take, and
-how many there are. It knows no path; what is answered is its handler's business.
+It serves one request per connection, and limits the size of its head, the time it may take and the
+number of connections. It knows no paths: answers come from its handler.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ JSON = "application/json"
 
 
 class Request(msgspec.Struct, frozen=True):
-    """A request's head; no request has a body here."""
+    """A request's head; bodies are not supported."""
 
     method: str
     path: str
-    """Without a query."""
+    """Without the query."""
     headers: dict[str, str] = {}
-    """By lower-case name."""
+    """By name, in lower case."""
 
 
 class Response(msgspec.Struct, frozen=True):
-    """An answer: a body, or a stream of pieces that lasts until one side has had enough."""
+    """An answer: a body, or a stream of pieces that lasts until either side ends it."""
 
     body: bytes
     content_type: str = JSON
@@ -55,7 +55,7 @@ class Response(msgspec.Struct, frozen=True):
 
 
 class HttpServer:
-    """Reads requests, has them answered, and counts them."""
+    """Reads requests and has them answered and counted."""
 
     def __init__(
         self,
@@ -63,12 +63,12 @@ class HttpServer:
         answered: Callable[[str, int], None],
         refused: Callable[[], None],
     ) -> None:
-        """Prepare; it listens nowhere yet.
+        """Prepare, without listening yet.
 
         Args:
-            handle: Answers a GET request.
-            answered: Told the path and the status code of each request.
-            refused: Told of each connection that was dropped without a request.
+            handle: Answers a GET or HEAD request.
+            answered: Called with the path and status code of each request.
+            refused: Called for each connection dropped without a request.
         """
         self._handle = handle
         self._answered = answered
@@ -85,17 +85,17 @@ class HttpServer:
             The addresses.
 
         Raises:
-            OSError: it is taken, or is none of this machine's.
+            OSError: the address is taken, or not one of this machine's.
         """
         server = await asyncio.start_server(self._accept, host, port, limit=_LONGEST_HEAD)
         self._servers.append(server)
         return [_address(*listener.getsockname()[:2]) for listener in server.sockets]
 
     async def listen_unix(self, path: Path) -> None:
-        """Listen on a socket that nobody but its owner may open, in the place of an older one.
+        """Listen on a socket that only its owner may open, replacing any older one.
 
         Raises:
-            OSError: it cannot be made there.
+            OSError: it cannot be created there.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -117,7 +117,7 @@ class HttpServer:
         self._servers.append(server)
 
     async def close(self) -> None:
-        """End all connections, and remove the socket unless it is a successor's by now."""
+        """End all connections, and remove the socket unless a successor has replaced it."""
         for server in self._servers:
             server.close()
         for task in self._connections:
@@ -136,7 +136,7 @@ class HttpServer:
         task.add_done_callback(self._connections.discard)
         task.add_done_callback(lambda task: self._waiting.pop(task, None))
         if len(self._connections) > MOST_CONNECTIONS:
-            # Whoever has been silent for longest makes room, so that the silent keep nobody out.
+            # Drop the connection that has been silent the longest, so silent ones block nobody.
             self._refused()
             next(iter(self._waiting)).cancel()
 
@@ -156,7 +156,7 @@ class HttpServer:
             self._refused()
             writer.transport.abort()
         except ConnectionError:
-            pass  # they have gone; there is nobody to tell
+            pass  # the client has gone; there is nobody to tell
         finally:
             await _hang_up(writer)
 
@@ -188,10 +188,10 @@ class HttpServer:
 
 
 def parse_address(text: str) -> tuple[str | None, int]:
-    """Host and port of ``HOST:PORT``, ``[IPV6]:PORT`` or ``:PORT``, which is every interface's.
+    """Host and port of ``HOST:PORT``, ``[IPV6]:PORT`` or, for all interfaces, ``:PORT``.
 
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: it has none of these forms.
     """
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:\s]*):([0-9]{1,5})", text)
     if match is None or int(match[2]) > _HIGHEST_PORT:
@@ -206,7 +206,7 @@ def _address(host: str, port: int) -> str:
 
 
 def parse(head: bytes) -> Request | HTTPStatus:
-    """A request's head, blank line included; or what is wrong with it."""
+    """Parse a request's head, blank line included; or say what is wrong with it."""
     first, *lines = head.decode("latin-1").split("\r\n")[:-2]
     parts = first.split(" ")
     if len(parts) != 3 or not parts[2].startswith("HTTP/1.") or not parts[1].startswith("/"):  # noqa: PLR2004
@@ -224,7 +224,7 @@ def parse(head: bytes) -> Request | HTTPStatus:
 
 
 def plain(status: HTTPStatus) -> Response:
-    """An answer that says no more than its status."""
+    """An answer that only states its status."""
     headers = {"Allow": ", ".join(_METHODS)} if status is HTTPStatus.METHOD_NOT_ALLOWED else {}
     return Response(f"{status.phrase}\n".encode(), "text/plain; charset=utf-8", status, headers)
 
@@ -245,19 +245,19 @@ def _head(response: Response) -> bytes:
 
 
 async def _drain(writer: asyncio.StreamWriter) -> None:
-    """Wait until they have taken most of it; those who do not are given up."""
+    """Wait until the client has read most of it; give up on one that does not."""
     async with asyncio.timeout(_WRITE_SECONDS):
         await writer.drain()
 
 
 async def _hang_up(writer: asyncio.StreamWriter) -> None:
-    """Close, once they have taken what was written; else what they leave unread stays for ever."""
+    """Close once the client has read everything, and abort if it does not: data must not linger."""
     writer.close()
     try:
         async with asyncio.timeout(_WRITE_SECONDS):
             await writer.wait_closed()
     except OSError:
-        pass  # too late, or they have gone
+        pass  # timed out, or the client has gone
     finally:
         writer.transport.abort()
 
@@ -265,5 +265,5 @@ async def _hang_up(writer: asyncio.StreamWriter) -> None:
 def _this_task() -> asyncio.Task[None]:
     task: asyncio.Task[None] | None = asyncio.current_task()
     if task is None:
-        raise RuntimeError("runs in no task")
+        raise RuntimeError("not running in a task")
     return task

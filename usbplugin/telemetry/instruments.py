@@ -1,8 +1,8 @@
-"""Counters, histograms and readings, and the text in which Prometheus reads them.
+"""Counters, histograms and readings, and the text format in which Prometheus reads them.
 
-Only what this program needs of a metrics library: prometheus_client would take 2.6 MiB of the
-plugin's 44, and a tenth of its start, for HTTP servers that nobody here uses. The tests read what
-is written here with prometheus_client's parsers.
+Only what this program needs from a metrics library: prometheus_client would account for 2.6 of the
+plugin's 44 MiB and a tenth of its start-up time, for HTTP servers that go unused. The tests parse
+this module's output with prometheus_client.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Kind(Enum):
 
 
 class Metric(msgspec.Struct, frozen=True):
-    """What a metric is; its values are elsewhere."""
+    """A metric's description; its values are elsewhere."""
 
     name: str
     kind: Kind
@@ -51,7 +51,7 @@ class Sample(NamedTuple):
 
 
 class Readings:
-    """A metric whose values are read at the moment when somebody asks."""
+    """A metric whose values are read when somebody asks."""
 
     def __init__(self, metric: Metric, values: Mapping[Labels, float]) -> None:
         """Show these values."""
@@ -64,19 +64,19 @@ class Readings:
 
 
 class Counter:
-    """Only ever grows. Not thread-safe."""
+    """A value that only grows. Not thread-safe."""
 
     def __init__(self, metric: Metric) -> None:
-        """Start at zero, if there are no labels to know first."""
+        """Start at zero; a metric with labels has no values yet."""
         self.metric = metric
         self._values: dict[Labels, float] = {} if metric.labels else {(): 0}
 
     def expect(self, *labels: str) -> None:
-        """Show these labels from now on, at zero: a rate is known from the first event only so."""
+        """Show these labels from now on, at zero, so that the first event already yields a rate."""
         self._values.setdefault(labels, 0)
 
     def add(self, *labels: str, amount: float = 1) -> None:
-        """Count."""
+        """Add ``amount``."""
         self._values[labels] = self._values.get(labels, 0) + amount
 
     def value(self, *labels: str) -> float:
@@ -104,7 +104,7 @@ class Histogram:
             self._sums[labels] = 0.0
 
     def observe(self, value: float, *labels: str) -> None:
-        """Sort a value in; a bucket's upper bound belongs to it."""
+        """Count a value; a bucket includes its upper bound."""
         self.expect(*labels)
         self._counts[labels][bisect_left(self.metric.buckets, value)] += 1
         self._sums[labels] += value
@@ -127,7 +127,7 @@ class Histogram:
 
 
 def render(instruments: Iterable[Counter | Histogram | Readings]) -> bytes:
-    """The text exposition format, version 0.0.4, whatever the label values hold."""
+    """Render in the text exposition format, version 0.0.4; labels may contain anything."""
     lines = []
     for instrument in instruments:
         metric = instrument.metric
@@ -137,7 +137,7 @@ def render(instruments: Iterable[Counter | Histogram | Readings]) -> bytes:
             labels = ",".join(f'{name}="{_quoted(value)}"' for name, value in sample.labels)
             braces = f"{{{labels}}}" if labels else ""
             lines.append(f"{metric.name}{sample.suffix}{braces} {_number(sample.value)}")
-    # A path may hold bytes that are no Unicode (PEP 383).
+    # A path may contain bytes that are not valid Unicode (PEP 383).
     return "\n".join([*lines, ""]).encode("utf-8", "backslashreplace")
 
 

@@ -1,7 +1,7 @@
-"""Log lines: one event per line, with fields, for terminals or for machines.
+"""Log lines: one event per line, with fields, for people or for machines.
 
-Whatever a value holds, a record stays one line of printable characters: device strings, kubelet
-messages and paths are all treated as hostile.
+Device strings, kubelet messages and paths are all treated as hostile: whatever a value contains, a
+record stays one line of printable characters.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 _LEVEL_WIDTH = 7
 
 COUNTS = Counts()
-"""Of all lines of this process; logging is one for the whole process, and so are these."""
+"""Counts every line of this process; global, like logging itself."""
 
 
 class LogFormat(Enum):
@@ -36,14 +36,14 @@ class LogFormat(Enum):
 
 
 def fields(**values: object) -> dict[str, Mapping[str, object]]:
-    """The ``extra`` argument that gives a record its fields; empty and None values are left out."""
+    """The ``extra`` argument that gives a record its fields; omits empty and None values."""
     return {
         "fields": {key: value for key, value in values.items() if value not in (None, "", (), [])}
     }
 
 
 def logger(name: str) -> logging.Logger:
-    """The logger of a module."""
+    """A module's logger."""
     return logging.getLogger(name)
 
 
@@ -58,7 +58,7 @@ def configure(level: str, log_format: LogFormat, stream: TextIO = sys.stderr) ->
 
 
 def catch_the_uncaught() -> None:
-    """Have what Python would print by itself logged too: one line each, like all else."""
+    """Also log what Python would print by itself: warnings and uncaught exceptions."""
     logging.captureWarnings(capture=True)
     sys.excepthook = _log_uncaught
     threading.excepthook = lambda args: _log_uncaught(
@@ -69,7 +69,7 @@ def catch_the_uncaught() -> None:
 def _log_uncaught(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
-    _log.critical("defect: nothing handles this error", exc_info=(kind, error, traceback))
+    _log.critical("bug: uncaught exception", exc_info=(kind, error, traceback))
 
 
 class _TextFormatter(logging.Formatter):
@@ -92,7 +92,7 @@ class _JsonFormatter(logging.Formatter):
             "event": record.getMessage(),
             "logger": record.name,
         }
-        # A field never overwrites what every line has.
+        # A field never overwrites the keys every line has.
         line |= {
             key if key not in line else f"{key}_": value
             for key, value in _fields_of(record).items()
@@ -106,7 +106,7 @@ def _fields_of(record: logging.LogRecord) -> dict[str, object]:
     if record.exc_info and record.exc_info[1] is not None:
         error = record.exc_info[1]
         found["exception"] = f"{type(error).__name__}: {error}"
-        # The whole traceback, for it is a defect of ours that brings us here.
+        # Log the whole traceback: only a bug of ours gets here.
         found["traceback"] = logging.Formatter().formatException(record.exc_info)
     return found
 

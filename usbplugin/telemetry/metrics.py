@@ -1,7 +1,7 @@
-"""Counts what happens, for Prometheus. What can be read when somebody asks is not counted here.
+"""Counts events for Prometheus. Values that can be read on demand are not counted here.
 
-All in the event loop. Whatever is expected is shown at zero from the start, so that rates are known
-from the first event on, and alerts see what they watch.
+For use in the event loop only. Expected series start at zero, so that the first event already
+yields a rate, and alerts find the series they watch.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ LISTENERS = ("tcp", "unix")
 
 
 class Metrics(Observer):
-    """Everything that is counted, and how it is shown."""
+    """All counters and histograms, and how they are rendered."""
 
     def __init__(self, states: Iterable[str]) -> None:
         """Start at zero.
 
         Args:
-            states: All states of health that a device may come into.
+            states: Every state of health a device can have.
         """
         self._states = (*states, FORGOTTEN)
         self.port_events = Counter(catalogue.PORT_EVENTS)
@@ -67,14 +67,14 @@ class Metrics(Observer):
             self.http_requests.expect(path, "200")
 
     def expect_source(self, name: str) -> None:
-        """A source begins to be run."""
+        """Show a source's series, which is about to run."""
         for event in PORT_EVENTS:
             self.port_events.expect(name, event)
         for reason in RESCAN_REASONS:
             self.rescans.expect(name, reason)
 
     def expect_resource(self, name: str) -> None:
-        """A resource begins to be served."""
+        """Show the series of a resource that is about to be served."""
         for state in self._states:
             self.device_changes.expect(name, state)
         for counter in (self.device_replugs, self.generations, self.kubelet_restarts):
@@ -103,7 +103,7 @@ class Metrics(Observer):
         self.registrations.add(resource, "accepted" if accepted else "failed")
 
     def config_looked_at(self, outcome: str) -> None:
-        """The file was applied, refused, or says what it said before."""
+        """The configuration file was applied, unchanged or refused."""
         self.config_reloads.add(outcome)
         self._config_is_good = outcome != "refused"
         if outcome == "applied":
@@ -114,11 +114,11 @@ class Metrics(Observer):
         self.http_requests.add(path if path in PATHS else OTHER_PATH, str(code))
 
     def http_listening(self, listener: str, *, yes: bool) -> None:
-        """A listener is there, or could not be had."""
+        """A listener is open, or could not be opened."""
         self._listening[listener] = int(yes)
 
     def render(self, readings: Iterable[Readings]) -> bytes:
-        """What Prometheus gets: readings of this moment, and all that was counted."""
+        """Prometheus's page: these readings, and everything counted."""
         counted = [value for value in vars(self).values() if isinstance(value, Counter | Histogram)]
         shown = {item.metric: item for item in (*readings, *counted, *self._own_readings())}
         return render(shown[metric] for metric in catalogue.METRICS if metric in shown)
@@ -141,7 +141,7 @@ class Metrics(Observer):
 
 
 def _process() -> list[Readings]:
-    """What proc(5) tells of this process; nothing where there is none."""
+    """What proc(5) says about this process; nothing if there is no procfs."""
     try:
         resident = int(_stat()[21])
         descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 -- at each scrape
@@ -154,7 +154,7 @@ def _process() -> list[Readings]:
 
 
 def _start_time() -> float:
-    """Seconds since 1970; now, where proc(5) does not tell."""
+    """When this process started, in seconds since 1970; now, if there is no procfs."""
     try:
         ticks = int(_stat()[19])
     except OSError:
@@ -164,6 +164,6 @@ def _start_time() -> float:
 
 
 def _stat() -> list[bytes]:
-    """The fields of /proc/self/stat after the name, which is in parentheses and may hold blanks."""
+    """The fields of /proc/self/stat after the name, which is in parentheses and may have spaces."""
     with open("/proc/self/stat", "rb") as file:  # noqa: PTH123 -- at each scrape
         return file.read().rpartition(b")")[2].split()

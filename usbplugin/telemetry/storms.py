@@ -1,7 +1,7 @@
-"""Keeps a storm of like records from filling the log; how many were held back is logged instead.
+"""Keeps a storm of similar records from filling the log, and logs how many were suppressed.
 
-Alike are records with the same text about the same thing; and, more of them being allowed, those
-with the same text about whatever, for a device that invents serials is a new one each time.
+Two limits apply: on records with the same text about the same thing, and a higher one on records
+with the same text about anything, because a device that invents serials is a new thing each time.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 WINDOW = 10.0
-"""Seconds; begins with the first record of its kind."""
+"""Seconds; a window begins with the first record of its kind."""
 MOST_ALIKE = 10
-"""Records with the same text about the same thing that a window lets through."""
+"""How many records with the same text about the same thing a window lets through."""
 MOST_OF_A_KIND = 200
-"""Records with the same text that a window lets through."""
+"""How many records with the same text a window lets through."""
 _MOST_WINDOWS = 1024
 
 LEVELS = {
@@ -35,11 +35,11 @@ LEVELS = {
 }
 
 _SUBJECTS = ("device", "devices", "entry", "resource", "part")
-"""Fields that say what a record is about; the first that it has."""
+"""Fields that say what a record is about; the first one present counts."""
 _WHATEVER = "*"
 
 _Key = tuple[str, str]
-"""A record's text, and what it is about."""
+"""A record's text, and the thing it is about."""
 
 
 class _Window(msgspec.Struct):
@@ -51,7 +51,7 @@ class _Window(msgspec.Struct):
 
 
 class Counts:
-    """How many records were logged and held back, by level."""
+    """How many records were logged and suppressed, by level."""
 
     def __init__(self) -> None:
         """Start at zero."""
@@ -63,23 +63,23 @@ class Counts:
         self._logged[level] += 1
 
     def suppress(self, level: int) -> None:
-        """A line was held back."""
+        """A line was suppressed."""
         self._suppressed[level] += 1
 
     def logged(self) -> Mapping[tuple[str, ...], float]:
-        """Lines written, by the level's name."""
+        """Lines written, by level."""
         return _by_name(self._logged)
 
     def suppressed(self) -> Mapping[tuple[str, ...], float]:
-        """Lines held back, by the level's name."""
+        """Lines suppressed, by level."""
         return _by_name(self._suppressed)
 
 
 class StormHandler(logging.StreamHandler[TextIO]):
-    """Writes records to a stream, but only so many that are alike."""
+    """Writes records to a stream, but limits how many are alike."""
 
     def __init__(self, stream: TextIO, counts: Counts, seconds: float = WINDOW) -> None:
-        """Write to ``stream``, and keep count in ``counts``, in windows of so many seconds."""
+        """Write to ``stream`` and count in ``counts``; a window lasts ``seconds``."""
         super().__init__(stream)
         self._counts = counts
         self._seconds = seconds
@@ -87,7 +87,7 @@ class StormHandler(logging.StreamHandler[TextIO]):
         self._timer: threading.Timer | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the record, or count it; ``handle`` has taken the lock."""
+        """Write the record or suppress it; ``handle`` has taken the lock."""
         now = time.monotonic()
         full = self._full_window(record, now)
         if full is None:
@@ -100,12 +100,12 @@ class StormHandler(logging.StreamHandler[TextIO]):
         self._see_to_it(now)
 
     def close(self) -> None:
-        """Tell what was held back to the end."""
+        """Log what was still being suppressed."""
         self._close_windows(math.inf)
         super().close()
 
     def _full_window(self, record: logging.LogRecord, now: float) -> _Window | None:
-        """The window that has no room for the record; None if it may pass."""
+        """The window with no room for the record; None if it may pass."""
         text = record.getMessage()
         fields: Mapping[str, object] = getattr(record, "fields", {})
         about = next((str(fields[key]) for key in _SUBJECTS if key in fields), "")
@@ -125,14 +125,14 @@ class StormHandler(logging.StreamHandler[TextIO]):
         if window is None or window.ends <= now:
             if window is not None or len(self._windows) >= _MOST_WINDOWS:
                 self._close_windows(now)
-            # Of too many kinds at a time, the later ones share a window.
+            # If there are too many kinds at once, the later ones share a window.
             if len(self._windows) >= _MOST_WINDOWS:
                 key = (_WHATEVER, _WHATEVER)
             window = self._windows.setdefault(key, _Window(now + self._seconds, most))
         return window
 
     def _see_to_it(self, now: float) -> None:
-        """Have a thread tell what was held back: nothing else may be logged for long."""
+        """Schedule the summary in a thread: the next record may be a long time coming."""
         if self._timer is not None:
             return
         if ends := [window.ends for window in self._windows.values() if window.held_back]:
@@ -165,7 +165,7 @@ class StormHandler(logging.StreamHandler[TextIO]):
                 "name": __name__,
                 "levelno": window.level,
                 "levelname": logging.getLevelName(window.level),
-                "msg": "held back: too many alike",
+                "msg": "similar log lines suppressed",
                 "fields": fields,
             }
         )
