@@ -1,4 +1,4 @@
-"""Storms of like log records: what is shown, what is held back, and that nothing is lost unseen."""
+"""Storms of similar log records: what is shown, what is suppressed, and that nothing is lost unseen."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Stream(io.StringIO):
 
     def write(self, text: str) -> int:
         length = super().write(text)
-        if "held back" in text:
+        if "lines suppressed" in text:
             self.told.set()
         return length
 
@@ -103,7 +103,7 @@ def test_the_worst_level_is_kept(storm: Storm) -> None:
         level = logging.ERROR if number == MOST_ALIKE else logging.INFO
         storm.log("x", level, device="d1")
     storm.handler.close()
-    assert storm.lines()[-1].startswith("ERROR held back")
+    assert storm.lines()[-1].startswith("ERROR similar log lines suppressed")
 
 
 def test_memory_is_bounded_however_many_texts_there_are(storm: Storm) -> None:

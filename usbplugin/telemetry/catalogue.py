@@ -32,7 +32,7 @@ DEVICES_HELD = Metric(
 DEVICE_INFO = Metric(
     "usbplugin_device_info",
     _GAUGE,
-    "1 for each device, which its labels describe; several nodes are separated by commas.",
+    "Always 1, one series per device, described by its labels; several nodes are separated by commas.",
     (
         *("resource", "device", "node", "vendor", "product", "serial"),
         *("manufacturer", "product_name", "driver", "location"),
@@ -92,7 +92,7 @@ HOTPLUG_TO_STREAM = Metric(
 SOURCE_INFO = Metric(
     "usbplugin_source_info",
     _GAUGE,
-    "1 for each source, labelled with how it learns about changes: uevents, inotify or polling.",
+    "Always 1; learns_by says how the source learns about changes: uevents, inotify or polling.",
     ("source", "learns_by"),
 )
 SOURCE_UP = Metric(
@@ -178,7 +178,7 @@ CONFIG_APPLIED = Metric(
 BUILD_INFO = Metric(
     "usbplugin_build_info",
     _GAUGE,
-    "1, labelled with the running versions.",
+    "Always 1, labelled with the running versions.",
     ("version", "python"),
 )
 PART_FAILURES = Metric(
