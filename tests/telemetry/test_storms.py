@@ -1,4 +1,4 @@
-"""Storms of similar log records: what is shown, what is suppressed, and that nothing is lost unseen."""
+"""Storms of similar log records: what is shown, what is suppressed, and that nothing gets lost."""
 
 from __future__ import annotations
 

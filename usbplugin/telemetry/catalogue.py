@@ -32,7 +32,7 @@ DEVICES_HELD = Metric(
 DEVICE_INFO = Metric(
     "usbplugin_device_info",
     _GAUGE,
-    "Always 1, one series per device, described by its labels; several nodes are separated by commas.",
+    "Always 1, one series per device; its labels describe it, with commas between nodes.",
     (
         *("resource", "device", "node", "vendor", "product", "serial"),
         *("manufacturer", "product_name", "driver", "location"),
