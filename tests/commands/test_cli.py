@@ -311,7 +311,7 @@ async def test_a_demo_that_fails_at_its_start_leaves_no_process(
     monkeypatch.setattr(asyncio, "create_subprocess_exec", start_what_never_registers)
     monkeypatch.setattr(demo, "_PATIENCE", 0.01)
     assert not await demo.tell()
-    assert "the story ends here" in capsys.readouterr().out
+    assert "the demo stopped here" in capsys.readouterr().out
     (process,) = started
     assert await asyncio.wait_for(process.wait(), 10) == -signal.SIGKILL
 
@@ -319,7 +319,7 @@ async def test_a_demo_that_fails_at_its_start_leaves_no_process(
 def test_the_demo_holds() -> None:
     result = run("demo")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "11 of 11 checks held" in result.stdout
+    assert "11 of 11 checks passed" in result.stdout
 
 
 def test_the_demo_as_an_ordinary_user() -> None:

@@ -245,13 +245,13 @@ async def test_restart_makes_a_new_socket_and_waits_for_plugins(
 
 
 async def test_starting_twice_is_an_error(kubelet: EmbeddedKubelet) -> None:
-    with pytest.raises(EmbeddedKubeletError, match="running already"):
+    with pytest.raises(EmbeddedKubeletError, match="already running"):
         await kubelet.start()
 
 
 async def test_a_path_too_long_for_a_socket_is_an_error(directory: Path) -> None:
     kubelet = EmbeddedKubelet(directory / ("x" * 100))
-    with pytest.raises(EmbeddedKubeletError, match=r"has 1\d\d bytes, and 107 is the limit"):
+    with pytest.raises(EmbeddedKubeletError, match=r"has 1\d\d bytes, more than the limit of 107"):
         await kubelet.start()
     assert not kubelet.directory.exists()
 
@@ -570,10 +570,10 @@ async def test_violations_are_recorded(
     await kubelet.wait_healthy("example.com/other", {"x" * 63, "y" * 64, "b"})
     texts = [entry.what for entry in kubelet.log.violations]
     assert len(texts) == 4
-    assert texts[0].endswith("has 64 characters, 1 to 63 are allowed")
+    assert texts[0].endswith("has 64 characters instead of 1 to 63")
     assert texts[1] == "device 'b' is listed twice in one message"
     assert "health is 'healthy'" in texts[2]
-    assert texts[3] == "devices ['b'] are listed by example.com/tty, too"
+    assert texts[3] == "devices ['b'] are also listed by example.com/tty"
     assert {entry.resource for entry in kubelet.log.violations} == {"example.com/other"}
 
 
@@ -663,8 +663,8 @@ async def test_an_answer_to_allocate_is_for_one_container(
     plugin.container_answers = 2
     await kubelet.run_container(TTY)
     assert [entry.what for entry in kubelet.log.violations] == [
-        "Allocate answered for 0 containers of 1",
-        "Allocate answered for 2 containers of 1",
+        "Allocate answered for 0 containers instead of 1",
+        "Allocate answered for 2 containers instead of 1",
     ]
 
 
@@ -676,7 +676,7 @@ async def test_device_ids_are_allocated_whatever_they_are_unless_held(
     assert container.device_ids == ("c", "unknown")
     with pytest.raises(UnexpectedAdmissionError, match=r"\['c'\]"):
         await kubelet.run_container(TTY, device_ids=["b", "c"], pod="other")
-    with pytest.raises(EmbeddedKubeletError, match="default/pod/main exists already"):
+    with pytest.raises(EmbeddedKubeletError, match="default/pod/main already exists"):
         await kubelet.run_container(TTY)
 
 
@@ -689,7 +689,7 @@ async def test_preferences_are_asked_for_when_there_is_a_choice(
     assert plugin.asked("prefer") == [["a", "b", "c", "2"]]
     assert first.device_ids == ("c", "a")
     assert kubelet.log.violations[0].what == (
-        "GetPreferredAllocation named ['gone']: not available"
+        "GetPreferredAllocation named unavailable devices ['gone']"
     )
     second = await kubelet.run_container(TTY, pod="second")
     assert second.device_ids == ("b",)
@@ -954,7 +954,7 @@ async def test_the_watcher_leaves_no_meeting_behind(
         await undecided.given_up.wait()
 
 
-async def test_a_defect_in_meeting_a_plugin_is_told_and_the_watcher_goes_on(
+async def test_a_bug_in_registering_a_plugin_is_logged_and_the_watcher_goes_on(
     directory: Path, make_plugin: MakePlugin, caplog: pytest.LogCaptureFixture
 ) -> None:
     met: asyncio.Queue[str] = asyncio.Queue()
@@ -976,4 +976,4 @@ async def test_a_defect_in_meeting_a_plugin_is_told_and_the_watcher_goes_on(
     watcher.cancel()
     await asyncio.wait({watcher})
     assert watcher.cancelled()
-    assert "meeting a plugin failed" in {record.getMessage() for record in caplog.records}
+    assert "registering a plugin failed" in {record.getMessage() for record in caplog.records}

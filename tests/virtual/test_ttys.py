@@ -463,7 +463,7 @@ class TestValues:
             assert json.loads(read_line(device)) == {"device": hostile, "count": 1}
 
     def test_bytes_that_are_not_utf8_are_refused(self, bus: VirtualBus) -> None:
-        with pytest.raises(VirtualTtyError, match=r"ttyUSB0 hold .*udcff.* not valid Unicode"):
+        with pytest.raises(VirtualTtyError, match=r"ttyUSB0 contain .*udcff.* not valid Unicode"):
             bus.plug("ttyUSB0", Descriptors(serial=os.fsdecode(b"SN\xff")))
 
     @pytest.mark.parametrize(
@@ -488,12 +488,12 @@ class TestValues:
         ["", "ttyS0", "ttyUSB", "ttyUSB0\n", "../ttyUSB0", "ttyUSB\N{ARABIC-INDIC DIGIT ONE}"],
     )
     def test_impossible_names_are_refused(self, bus: VirtualBus, name: str) -> None:
-        with pytest.raises(VirtualTtyError, match="is no name for a virtual tty"):
+        with pytest.raises(VirtualTtyError, match="is not a valid virtual tty name"):
             bus.plug(name)
         bus.plug()
         bus.unplug("ttyUSB0")
         if name:
-            with pytest.raises(VirtualTtyError, match="is no name for a virtual tty"):
+            with pytest.raises(VirtualTtyError, match="is not a valid virtual tty name"):
                 bus.replug("ttyUSB0", name)
 
     @pytest.mark.parametrize("interval", [0.0, -1.0, float("nan"), float("inf")])

@@ -1,7 +1,7 @@
-"""A node without hardware and without a cluster: virtual ttys, and an embedded kubelet.
+"""A node without hardware or a cluster: virtual ttys and an embedded kubelet.
 
-For the demo, the tests, and anyone who writes a device plugin. Nothing in ``usbplugin serve``
-depends on it.
+For the demo, the tests, and anyone writing a device plugin. ``usbplugin serve`` does not depend on
+it.
 """
 
 from usbplugin.virtual.containers import (

@@ -1,7 +1,7 @@
-"""The embedded kubelet's device manager: resources, the calls to their plugins, and containers.
+"""The embedded kubelet's device manager: resources, calls to their plugins, and containers.
 
-This module owns what a kubelet knows of devices and of who holds them, and decides which to hand
-out. It never touches the file system, and never runs a real container.
+This module owns what a kubelet knows about devices and their holders, and chooses which devices to
+allocate. It never touches the file system or runs a real container.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ if TYPE_CHECKING:
 
 
 class UnexpectedAdmissionError(EmbeddedKubeletError):
-    """The pod has failed for good: there were no devices, or the plugin refused.
+    """The pod has failed for good: there were too few devices, or the plugin refused.
 
-    A kubelet never tries such a pod again, whatever its restartPolicy; only a controller replaces
-    it.
+    A kubelet never retries such a pod, whatever its restartPolicy; only a controller replaces it.
     """
 
     def __init__(self, reason: str, cause: PluginCallError | None = None) -> None:
@@ -37,7 +36,7 @@ class UnexpectedAdmissionError(EmbeddedKubeletError):
 
 
 class CreateContainerConfigError(EmbeddedKubeletError):
-    """The container was not started, and waits: ``container.start()`` tries again."""
+    """The container was not started and is waiting; ``container.start()`` tries again."""
 
     def __init__(
         self, reason: str, container: Container, cause: PluginCallError | None = None
@@ -52,7 +51,7 @@ class CreateContainerConfigError(EmbeddedKubeletError):
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A container, and the devices that are its own until it is removed."""
+    """A container, and the devices it holds until it is removed."""
 
     namespace: str
     pod: str
@@ -65,18 +64,18 @@ class Holder:
 
 
 class ContainerState(Enum):
-    """How far a container has come."""
+    """How far a container has got."""
 
     WAITING = "waiting"
-    """Admitted: it holds its devices, and is not running."""
+    """Admitted: it holds its devices but is not running."""
     RUNNING = "running"
     REMOVED = "removed"
 
 
 class Container:
-    """A container with devices, as far as its kubelet has to do with it: nothing is executed.
+    """A container with devices, as its kubelet sees it: nothing is executed.
 
-    Its devices stay its own over restarts of itself, of the plugin and of the kubelet.
+    It keeps its devices when it, the plugin or the kubelet restarts.
     """
 
     def __init__(self, manager: DeviceManager, holder: Holder, answer: bytes) -> None:
@@ -94,29 +93,29 @@ class Container:
 
     @property
     def answer(self) -> v1beta1.ContainerAllocateResponse:
-        """What the plugin answered to Allocate, a copy: used for every start of this container."""
+        """A copy of the plugin's answer to Allocate, reused for every start of this container."""
         return v1beta1.ContainerAllocateResponse.FromString(self._answer)
 
     @property
     def devices(self) -> tuple[v1beta1.DeviceSpec, ...]:
-        """Device nodes of the cached answer."""
+        """Device nodes from the cached answer."""
         return tuple(self.answer.devices)
 
     @property
     def mounts(self) -> tuple[v1beta1.Mount, ...]:
-        """Mounts of the cached answer."""
+        """Mounts from the cached answer."""
         return tuple(self.answer.mounts)
 
     @property
     def envs(self) -> dict[str, str]:
-        """Environment variables of the cached answer."""
+        """Environment variables from the cached answer."""
         return dict(self.answer.envs)
 
     async def start(self) -> None:
-        """Start it: PreStartContainer first, if the plugin's options require it; never Allocate.
+        """Start it, calling PreStartContainer first if the plugin requires it, but not Allocate.
 
         Raises:
-            CreateContainerConfigError: the plugin refused, is gone, or took too long; try again.
+            CreateContainerConfigError: the plugin refused, is gone or took too long; try again.
             EmbeddedKubeletError: it is running or removed, or the kubelet is not running.
         """
         if self.state is not ContainerState.WAITING:
@@ -127,13 +126,13 @@ class Container:
             self.starts += 1
 
     async def restart(self) -> None:
-        """End it, if it is running, and start it again. Raises what ``start`` raises."""
+        """Stop it if it is running, then start it. Raises what ``start`` raises."""
         if self.state is ContainerState.RUNNING:
             self.state = ContainerState.WAITING
         await self.start()
 
     def remove(self) -> None:
-        """End it for good and free its devices, as when its pod is deleted."""
+        """Stop it for good and free its devices, as when its pod is deleted."""
         self.state = ContainerState.REMOVED
         self._manager.remove(self)
 
@@ -157,7 +156,7 @@ class DeviceManager:
         self._changed = changed
         self._violation = violation
         self._pre_start_timeout = pre_start_timeout
-        # A kubelet admits one pod after the other, and a slow Allocate holds up all of them.
+        # A kubelet admits one pod at a time, so a slow Allocate holds up the rest.
         self._admission = asyncio.Lock()
 
     def connected(self, client: PluginClient, options: PluginOptions) -> None:
@@ -170,25 +169,25 @@ class DeviceManager:
         self._put(replace(self.known(name), devices=MappingProxyType(dict(devices))))
 
     def disconnected(self, name: str) -> None:
-        """Count all devices of the resource as unhealthy, and call its plugin no more."""
+        """Mark all the resource's devices unhealthy, and stop calling its plugin."""
         self._endpoints.pop(name, None)
         known = self.known(name)
         devices = {key: replace(device, healthy=False) for key, device in known.devices.items()}
         self._put(replace(known, connected=False, devices=MappingProxyType(devices)))
 
     def forget(self, name: str) -> None:
-        """Drop a resource whose plugin stayed away: no capacity, and no starts for its holders."""
+        """Drop a resource whose plugin stayed away: no capacity, and its holders cannot start."""
         self.resources.pop(name, None)
         self._changed()
 
     def reset(self) -> None:
-        """Keep what a checkpoint keeps: names of resources, holders, and their cached answers."""
+        """Keep what a checkpoint keeps: resource names, holders and their cached answers."""
         self._endpoints.clear()
         self.resources = {name: Resource(name) for name in self.resources}
         self._changed()
 
     def known(self, name: str) -> Resource:
-        """Return what is known of a resource: nothing, if it never registered."""
+        """Return what is known about a resource; an empty one if it never registered."""
         return self.resources.get(name) or Resource(name)
 
     def _put(self, resource: Resource) -> None:
@@ -200,12 +199,12 @@ class DeviceManager:
 
         Raises:
             UnexpectedAdmissionError: too few devices, or the plugin refused.
-            EmbeddedKubeletError: the kubelet is not running, or there is such a container already.
+            EmbeddedKubeletError: the kubelet is not running, or the container already exists.
         """
         async with self._admission:
             self._require_running()
             if any(_same_container(other.holder, holder) for other in self.containers):
-                raise EmbeddedKubeletError(f"{holder} exists already; remove it first")
+                raise EmbeddedKubeletError(f"{holder} already exists; remove it first")
             container = await self._allocate(holder, count)
             self.containers.append(container)
         self._changed()
@@ -217,7 +216,7 @@ class DeviceManager:
             raise UnexpectedAdmissionError(f"cannot allocate unregistered device {holder.resource}")
         held = self._held(resource.name)
         if taken := held.intersection(holder.device_ids):
-            raise UnexpectedAdmissionError(f"devices {sorted(taken)} being held already")
+            raise UnexpectedAdmissionError(f"devices {sorted(taken)} already being held")
         if not holder.device_ids:
             chosen = await self._choose(resource, count, held)
             holder = replace(holder, device_ids=tuple(chosen))
@@ -231,7 +230,7 @@ class DeviceManager:
         answers = response.container_responses
         if len(answers) != 1:
             self._violation(
-                holder.resource, f"Allocate answered for {len(answers)} containers of 1"
+                holder.resource, f"Allocate answered for {len(answers)} containers instead of 1"
             )
         if not answers:
             raise UnexpectedAdmissionError("no containers return in allocation response")
@@ -243,7 +242,7 @@ class DeviceManager:
             raise UnexpectedAdmissionError(
                 f"no healthy devices present; cannot allocate unhealthy devices {name}"
             )
-        # A kubelet takes them in no order at all; this one in an order that can be repeated.
+        # A kubelet takes them in no particular order; this one in a repeatable order.
         available = sorted(resource.healthy.difference(held))
         if len(available) < count:
             raise UnexpectedAdmissionError(
@@ -265,12 +264,12 @@ class DeviceManager:
                     f"device plugin GetPreferredAllocation rpc failed with err: {error}", error
                 ) from error
         if unavailable := sorted(set(preferred).difference(available)):
-            self._violation(name, f"GetPreferredAllocation named {unavailable}: not available")
+            self._violation(name, f"GetPreferredAllocation named unavailable devices {unavailable}")
         usable = [device_id for device_id in preferred if device_id in available]
         return list(dict.fromkeys([*usable, *available]))[:count]
 
     async def pre_start(self, container: Container) -> None:
-        """Call PreStartContainer, if there is reason to. Raises what ``Container.start`` raises."""
+        """Call PreStartContainer if necessary. Raises what ``Container.start`` raises."""
         self._require_running()
         name = container.holder.resource
         resource = self.resources.get(name)
@@ -278,7 +277,7 @@ class DeviceManager:
             raise CreateContainerConfigError(
                 f"endpoint not found in cache for a registered resource: {name}", container
             )
-        # No options: this kubelet has started after the plugin went away. It does not ask then.
+        # No options: this kubelet started after the plugin had gone, and then it does not ask.
         if resource.options is None or not resource.options.pre_start_required:
             return
         failed = "device plugin PreStartContainer rpc failed with err: "
@@ -291,7 +290,7 @@ class DeviceManager:
             raise CreateContainerConfigError(f"{failed}{error}", container, error) from error
 
     def remove(self, container: Container) -> None:
-        """Forget the container; its devices can be handed out again."""
+        """Forget the container, which frees its devices."""
         if container in self.containers:
             self.containers.remove(container)
             self._changed()

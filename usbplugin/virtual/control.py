@@ -1,8 +1,8 @@
-"""Playing hotplug from another shell: the control socket of a virtual bus, both of its ends.
+"""Plugging and unplugging from another shell: both ends of a virtual bus's control socket.
 
-This module owns ``DIR/.control.sock`` and what is said over it: one JSON line asks, one JSON line
-answers, then the connection ends. It never touches ptys or the other entries of the directory; it
-asks the bus.
+This module owns ``DIR/.control.sock`` and its protocol: one JSON line as request, one as answer,
+then the connection ends. It never touches ptys or other entries of the directory itself; it asks
+the bus.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
     from usbplugin.virtual.ttys import VirtualBus
 
 _MAX_REQUEST = 4096
-# A connection that has not got its answer by then is cut; whoever asks needs microseconds.
+# A connection without an answer by then is cut; a request takes microseconds.
 _PATIENCE_S = 5.0
-# How long connections wait in the queue when file descriptors have run out.
+# How long connections stay queued when file descriptors have run out.
 _RETRY_S = 0.25
 
 
 class Plug(msgspec.Struct, frozen=True, tag_field="command", tag="plug"):
-    """Bring back the device last unplugged as ``name``, as ``rename`` if given."""
+    """Plug the device last unplugged as ``name`` back in, as ``rename`` if given."""
 
     name: str
     rename: str = msgspec.field(name="as", default="")
 
 
 class Unplug(msgspec.Struct, frozen=True, tag_field="command", tag="unplug"):
-    """Pull out the device that is plugged in as ``name``."""
+    """Unplug the device that is plugged in as ``name``."""
 
     name: str
 
@@ -52,20 +52,21 @@ Command = Plug | Unplug | Status
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the bus says: the devices that the command was about, or what was wrong with it."""
+    """The bus's answer: the devices the command was about, or what was wrong with it."""
 
     ports: tuple[VirtualPort, ...] = ()
     error: str = ""
 
 
 def control(directory: Path, command: Command) -> tuple[VirtualPort, ...]:
-    """Have the bus that serves ``directory`` carry out one command; give its devices back.
+    """Have the bus that serves ``directory`` carry out one command.
 
-    ``Plug`` and ``Unplug`` give the one device as it is afterwards, ``Status`` gives all.
+    Returns:
+        For ``Plug`` and ``Unplug``, the device as it is afterwards; for ``Status``, all devices.
 
     Raises:
         VirtualTtyError: no bus serves the directory, it does not answer within five seconds, or it
-            refuses the command; the text is the bus's own then.
+            refuses the command (the text is then the bus's own).
     """
     directory = directory.absolute()
     with socket.socket(socket.AF_UNIX) as connection:
@@ -81,7 +82,7 @@ def control(directory: Path, command: Command) -> tuple[VirtualPort, ...]:
             ) from error
         except OSError as error:
             raise VirtualTtyError(
-                f"cannot talk to the virtual bus in {directory}: {error}"
+                f"cannot reach the virtual bus in {directory}: {error}"
             ) from error
         except UnicodeEncodeError as error:
             raise VirtualTtyError(f"{command} is not valid Unicode") from error
@@ -89,8 +90,8 @@ def control(directory: Path, command: Command) -> tuple[VirtualPort, ...]:
         answer = msgspec.json.decode(line, type=Answer)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise VirtualTtyError(
-            f"the virtual bus in {directory} gave no proper answer ({error}); look at what it "
-            "printed, and start it anew"
+            f"the virtual bus in {directory} gave an invalid answer ({error}); check its output "
+            "and restart it"
         ) from error
     if answer.error:
         raise VirtualTtyError(answer.error)
@@ -98,16 +99,16 @@ def control(directory: Path, command: Command) -> tuple[VirtualPort, ...]:
 
 
 class ControlServer:
-    """Answers ``control`` for a bus, in that bus's own thread, until closed or the bus is.
+    """Answers ``control`` in the bus's own thread, until it or the bus is closed.
 
-    The socket has mode 0600: whoever runs the bus, and root, can play hotplug.
+    The socket has mode 0600, so only the bus's user and root can plug and unplug.
     """
 
     def __init__(self, bus: VirtualBus) -> None:
         """Serve ``DIR/.control.sock``.
 
         Raises:
-            VirtualTtyError: the socket cannot be made, or the bus is closed or has failed.
+            VirtualTtyError: the socket cannot be created, or the bus is closed or has failed.
         """
         self._bus = bus
         self._path = bus.directory / CONTROL_SOCKET
@@ -118,15 +119,15 @@ class ControlServer:
             try:
                 self._listener.bind(str(self._path))
                 undo.callback(self._path.unlink, missing_ok=True)
-                # Before listen() nobody can connect, so the socket is never open to others.
+                # Nobody can connect before listen(), so the socket is never open to others.
                 self._path.chmod(0o600)
                 self._listener.listen()
                 bus.pump.call(self._start)
             except OSError as error:
-                # The address of a Unix socket holds some 100 bytes.
+                # A Unix socket's path may only have some 100 bytes.
                 raise VirtualTtyError(
-                    f"cannot serve {self._path}: {error}; take a directory with a shorter path, "
-                    "or one where you may write"
+                    f"cannot serve {self._path}: {error}; choose a directory with a shorter path, "
+                    "or one you may write to"
                 ) from error
             bus.pump.at_close(self._stop)
             self._undo = undo.pop_all()
@@ -169,7 +170,7 @@ class ControlServer:
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
-            # It stays in the queue, and would wake us again at once.
+            # The connection stays queued, and would wake us again at once.
             loop = self._bus.pump.loop
             loop.remove_reader(self._listener)
             loop.call_later(_RETRY_S, self._start)

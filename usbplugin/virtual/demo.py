@@ -1,7 +1,7 @@
-"""The whole job as a short story in a terminal, each step checked.
+"""The whole job as a short story in the terminal, with every step checked.
 
-A real ``usbplugin serve`` runs beside an embedded kubelet and virtual ttys; nothing is simulated
-that the plugin itself does.
+A real ``usbplugin serve`` runs beside an embedded kubelet and virtual ttys; nothing the plugin
+itself does is simulated.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _PATIENCE = 10.0
 
 
 class _Teller:
-    """Prints the story and keeps count of what held."""
+    """Prints the story and counts the checks that passed."""
 
     def __init__(self) -> None:
         colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
@@ -65,7 +65,7 @@ class _Teller:
 
 
 async def tell(*, verbose: bool = False) -> bool:
-    """Run the demo; whether every step held. Takes a few seconds, needs no root."""
+    """Run the demo; return whether every check passed. Takes a few seconds and needs no root."""
     teller = _Teller()
     began = time.monotonic()
     async with AsyncExitStack() as exits:
@@ -75,14 +75,14 @@ async def tell(*, verbose: bool = False) -> bool:
         try:
             await demo.run(exits, log.fileno() if log else None)
         except (TimeoutError, OSError, CreateContainerConfigError) as error:
-            teller.check(f"the story ends here: {error}", held=False)
+            teller.check(f"the demo stopped here: {error}", held=False)
         if teller.failed and log:
             log.seek(0)
             teller.say("The plugin's log:\n" + log.read().decode("utf-8", "backslashreplace"))
     steps = teller.held + teller.failed
-    teller.chapter(f"{teller.held} of {steps} checks held, in {time.monotonic() - began:.1f} s.")
+    teller.chapter(f"{teller.held} of {steps} checks passed in {time.monotonic() - began:.1f} s.")
     if not teller.failed:
-        teller.say("On a cluster the same goes for real USB ports: see deploy/ and README.md.")
+        teller.say("On a cluster, real USB ports work the same way: see deploy/ and README.md.")
     return not teller.failed
 
 
@@ -119,7 +119,7 @@ class _Demo:
         await self._kubelet.wait_for(
             lambda: self._kubelet.resource(RESOURCE).connected, within=_PATIENCE
         )
-        self._tell.check(f"registered {RESOURCE} {_since(began)} after its process was started")
+        self._tell.check(f"registered {RESOURCE} {_since(began)} after the process started")
         return plugin
 
     async def _plug_and_allocate(self, bus: VirtualBus) -> Container:
@@ -127,7 +127,7 @@ class _Demo:
         began = time.monotonic()
         port = bus.plug("ttyUSB0", _GPS)
         await self._until(lambda: DEVICE in self._kubelet.resource(RESOURCE).healthy)
-        self._tell.check(f"the kubelet sees it after {self._latency(began)}: {DEVICE} Healthy")
+        self._tell.check(f"the kubelet knows after {self._latency(began)}: {DEVICE} is Healthy")
 
         self._tell.chapter("A pod asks for usbplugin/serial: 1")
         container = await self._kubelet.run_container(RESOURCE, pod="gps-reader")
@@ -135,18 +135,18 @@ class _Demo:
             self._tell.say(f"DeviceSpec {spec.host_path} -> {spec.container_path}")
         for mount in container.mounts:
             self._tell.say(f"Mount {mount.host_path} -> {mount.container_path}")
-            self._tell.say("(a pty can only be mounted; a real USB tty is a DeviceSpec here)")
+            self._tell.say("(a pty can only be mounted; a real USB tty would be a DeviceSpec)")
         for name, value in sorted(container.envs.items()):
             self._tell.say(f"{name}={value}")
         self._tell.check(
-            "Allocate hands over /dev/ttyUSB0, and nothing else",
+            "Allocate grants /dev/ttyUSB0 and nothing else",
             held=[m.container_path for m in container.mounts] == ["/dev/ttyUSB0"],
         )
         await self._talk(container, port.peer_path)
         return container
 
     async def _talk(self, container: Container, peer_path: str) -> None:
-        """Bytes through the node that the container was given, and back."""
+        """Send bytes both ways through the node the container was granted."""
         (mount,) = container.mounts
         application = os.open(mount.host_path, os.O_RDWR | os.O_NOCTTY)
         receiver = os.open(peer_path, os.O_RDWR | os.O_NOCTTY)
@@ -159,7 +159,7 @@ class _Demo:
             os.close(receiver)
         self._tell.say(f"the container reads {json.dumps(heard.decode())}")
         self._tell.check(
-            "bytes go both ways through the node it was given",
+            "bytes flow both ways through the node it was granted",
             held=(heard, answered) == (sentence, command),
         )
 
@@ -170,31 +170,31 @@ class _Demo:
         await self._until(lambda: DEVICE not in self._kubelet.resource(RESOURCE).healthy)
         resource = self._kubelet.resource(RESOURCE)
         self._tell.check(
-            f"the kubelet sees it after {self._latency(began)}: {DEVICE} Unhealthy, still listed",
+            f"the kubelet knows after {self._latency(began)}: {DEVICE} is Unhealthy, still listed",
             held=set(resource.devices) == {DEVICE},
         )
         try:
             await container.restart()
         except CreateContainerConfigError as error:
             self._tell.say(str(error))
-            self._tell.check("the container may not start without its device; it waits")
+            self._tell.check("the container does not start without its device; it waits")
         else:
-            self._tell.check("the container may not start without its device", held=False)
+            self._tell.check("the container does not start without its device", held=False)
 
         self._tell.chapter("It is plugged in again, and comes up as ttyUSB5")
         began = time.monotonic()
         port = bus.replug("ttyUSB0", "ttyUSB5")
         await self._until(lambda: DEVICE in self._kubelet.resource(RESOURCE).healthy)
         self._tell.check(
-            f"the kubelet sees it after {self._latency(began)}: the same {DEVICE} Healthy",
+            f"the kubelet knows after {self._latency(began)}: the same {DEVICE} is Healthy",
             held=set(self._kubelet.resource(RESOURCE).devices) == {DEVICE},
         )
         await container.restart()
-        self._tell.check("the waiting container starts, with the answer the kubelet had cached")
+        self._tell.check("the waiting container starts, using the kubelet's cached answer")
         await self._talk(container, port.peer_path)
 
     async def _restart_kubelet(self) -> None:
-        self._tell.chapter("The kubelet is restarted: it deletes all sockets and forgets us")
+        self._tell.chapter("The kubelet restarts: it deletes all sockets and forgets the plugin")
         await self._kubelet.stop()
         began = time.monotonic()
         await self._kubelet.start()
@@ -208,7 +208,7 @@ class _Demo:
         code = await asyncio.wait_for(plugin.wait(), _PATIENCE)
         left = list((self._root / "kubelet").glob("usbplugin-*.sock"))
         self._tell.check(
-            f"it ends after {_since(began)}, exit code {code}, no socket left behind",
+            f"it exits after {_since(began)} with code {code}, leaving no socket behind",
             held=code == 0 and not left,
         )
 
@@ -216,12 +216,12 @@ class _Demo:
         await self._kubelet.wait_for(condition, within=_PATIENCE)
 
     def _latency(self, began: float) -> str:
-        """From an event until the message that told of it was in the kubelet's hands."""
+        """Time from an event until the kubelet received the message about it."""
         return f"{1000 * (self._kubelet.log.messages[-1].time - began):.1f} ms"
 
 
 def _kill(plugin: Process) -> None:
-    """End what an interrupted story would leave behind."""
+    """Kill the process that an interrupted demo would leave behind."""
     if plugin.returncode is None:
         plugin.kill()
 
@@ -231,7 +231,7 @@ def _since(began: float) -> str:
 
 
 async def _carry(source: int, target: int, data: bytes) -> bytes:
-    """Write to one end, read from the other, until all has come through."""
+    """Write to one end and read from the other until everything has come through."""
     loop = asyncio.get_running_loop()
     os.write(source, data)
     received = b""

@@ -1,7 +1,7 @@
-"""The entries of a virtual bus's directory: links, side files, and who may make them.
+"""The entries of a virtual bus's directory: links, side files, and who may create them.
 
-This module owns the names, the order and the atomicity of what appears in the directory, its lock,
-and the removal of what a killed bus left. It never opens a tty, and never touches what no bus made.
+This module owns the names, order and atomicity of what appears in the directory, its lock, and the
+removal of a killed bus's leftovers. It never opens a tty or touches anything a bus did not create.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Final
 from usbplugin.errors import VirtualTtyError
 
 NAME: Final = re.compile(r"tty(USB|ACM)[0-9]+")
-"""What a virtual tty may be called."""
+"""The form of a virtual tty's name."""
 CONTROL_SOCKET: Final = ".control.sock"
-"""Name, within the bus directory, of the socket that ``usbplugin.virtual.control`` serves."""
+"""The name, in the bus directory, of the socket that ``usbplugin.virtual.control`` serves."""
 
 _JOURNAL = ".bus"
 
@@ -40,7 +40,7 @@ class Entries:
     def write_side(self, content: bytes) -> None:
         """Write the side file so that it is never seen half-written."""
         try:
-            # Exclusive creation follows no symlink that somebody left there.
+            # Exclusive creation follows no symlink left there by somebody else.
             with self._draft.open("xb") as draft:
                 draft.write(content)
             self._draft.replace(self.side)
@@ -48,7 +48,7 @@ class Entries:
             self._draft.unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Remove what a killed bus left, in the order of an unplugging."""
+        """Remove what a killed bus left, in the order of an unplug."""
         for link in (self.link, self.peer):
             if link.is_symlink():
                 link.unlink()
@@ -57,24 +57,24 @@ class Entries:
 
 
 def link(path: Path, node: str, undo: contextlib.ExitStack) -> None:
-    """Make a symlink; ``undo`` removes it if it is still the same."""
+    """Create a symlink; ``undo`` removes it unless it has changed."""
     # symlink(2) is atomic and, unlike a rename, never replaces what somebody else put there.
     path.symlink_to(node)
     undo.callback(_unlink, path, node)
 
 
 def _unlink(path: Path, node: str) -> None:
-    # What is no longer our link is somebody else's doing, and not ours to remove.
+    # If it is no longer our link, somebody else replaced it: not ours to remove.
     if path.is_symlink() and path.readlink() == Path(node):
         path.unlink(missing_ok=True)
 
 
 class Claim:
-    """The bus directory, held by one process: a lock on it, and a journal of what was made there.
+    """One process's claim to the bus directory: a lock, and a journal of what was created there.
 
-    The lock is on the directory itself and goes with the process, however that ends. The journal
-    (``DIR/.bus``: process id, then names, one a line) tells the next one which leftovers are a
-    bus's own, so that entries made by hand or by other programs are never removed.
+    The lock is on the directory itself and dies with the process, however that ends. The journal
+    (``DIR/.bus``: the process ID, then one name per line) tells the next process which leftovers
+    came from a bus, so that entries created by hand or by other programs are never removed.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -96,30 +96,30 @@ class Claim:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._sweep()
-            # Kept open, and made anew: what somebody may have put there is not written to.
+            # Created afresh and kept open, so that nothing put there by others is written to.
             self._journal = self._path.open("x")
             self._write(str(os.getpid()))
         except BlockingIOError as error:
             pid = next(iter(self._read_journal()), "unknown")
             raise VirtualTtyError(
                 f"another virtual bus (process {pid}) is serving {self._directory}; stop it, use "
-                f"it (usbplugin virtual --dir {self._directory} --status), or take another "
+                f"it (usbplugin virtual --dir {self._directory} --status), or choose another "
                 "directory"
             ) from error
         except OSError as error:
             raise VirtualTtyError(
-                f"cannot use {self._directory} as a bus: {error}; take a directory that you may "
+                f"cannot use {self._directory} as a bus: {error}; choose a directory you may "
                 "write to"
             ) from error
 
     def note(self, name: str) -> None:
-        """Enter a name into the journal, before anything is made under it."""
+        """Enter a name in the journal, before anything is created under it."""
         if name not in self._noted:
             self._write(name)
             self._noted.add(name)
 
     def release(self) -> None:
-        """Remove the journal, then give up the lock."""
+        """Remove the journal, then release the lock."""
         with contextlib.ExitStack() as steps:
             steps.callback(os.close, self._lock)
             steps.callback(self._path.unlink, missing_ok=True)

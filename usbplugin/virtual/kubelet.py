@@ -1,7 +1,7 @@
-"""A kubelet's device plugin side, embedded: to a plugin it is a kubelet, over real sockets.
+"""The embedded kubelet: to a device plugin it is a kubelet, over real sockets.
 
-This module owns kubelet.sock and what users of the embedded kubelet see. It starts no real
-container, needs neither root nor a cluster, and keeps all state in memory.
+This module owns kubelet.sock and the embedded kubelet's public interface. It starts no real
+containers, needs neither root nor a cluster, and keeps all its state in memory.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ class EmbeddedKubelet:
     """A kubelet for device plugins that use ``directory`` as their device plugin directory.
 
     It belongs to the event loop that starts it. As an async context manager it starts and stops.
-    Use a directory with a short path: its sockets' paths may have 107 bytes at most.
+    Use a directory with a short path: its sockets' paths are limited to 107 bytes.
 
     Args:
-        directory: made if it is missing.
-        pod_resources: a socket on which to serve the PodResources API, if given.
-        registry: a directory that the plugin watcher looks for plugins in, if given.
-        dial_timeout: seconds a plugin has, within Register, to accept the connection back and to
-            tell its options.
+        directory: created if missing.
+        pod_resources: the socket on which to serve the PodResources API, if any.
+        registry: the directory in which the plugin watcher looks for plugins, if any.
+        dial_timeout: seconds a plugin has, within Register, to accept the connection back and
+            report its options.
         pre_start_timeout: seconds a plugin has to answer PreStartContainer.
-        grace_period: seconds for which a resource keeps its capacity after its plugin has gone.
-        log_limit: entries kept of each kind in ``log``.
+        grace_period: seconds a resource keeps its capacity after its plugin has gone.
+        log_limit: how many entries of each kind ``log`` keeps.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class EmbeddedKubelet:
         self.socket = self.directory / "kubelet.sock"
         self.log = KubeletLog(log_limit)
         self.knows_pods = True
-        """Whether PodResources names any. A kubelet that has started may answer before it does."""
+        """Whether PodResources lists any pods. A real kubelet may answer before it knows them."""
         self.other_pods: Collection[str] = ()
         """Pods that hold no devices, as ``namespace/name``."""
         self._pod_resources = pod_resources
@@ -86,11 +86,11 @@ class EmbeddedKubelet:
         """Delete every socket in the directory, then serve Registration on kubelet.sock.
 
         Raises:
-            EmbeddedKubeletError: it is running already, or the path is too long.
-            OSError: the directory cannot be made or written to.
+            EmbeddedKubeletError: it is already running, or the path is too long.
+            OSError: the directory cannot be created or written to.
         """
         if self._server is not None:
-            raise EmbeddedKubeletError(f"the embedded kubelet on {self.socket} is running already")
+            raise EmbeddedKubeletError(f"the embedded kubelet on {self.socket} is already running")
         check_socket_path(str(self.socket))
         _prepare(self.directory)
         server = grpc.aio.server()
@@ -103,8 +103,8 @@ class EmbeddedKubelet:
             )
             podresources_rpc.add_PodResourcesListerServicer_to_server(service, server)
             server.add_insecure_port(f"unix:{quote(str(self._pod_resources))}")
-        # The server deletes the socket it was told to make when it stops; a kubelet's stays. So it
-        # is told another name, which is then changed. Not by a second link: to remove the first
+        # When the server stops, it deletes the socket path it was given, whereas a kubelet's socket
+        # stays. So give it another path, and rename the socket. Not by linking and unlinking: that
         # would change the socket's ctime, by which plugins tell one kubelet from the next.
         async with AsyncExitStack() as if_it_fails:
             if_it_fails.push_async_callback(server.stop, None)
@@ -124,13 +124,13 @@ class EmbeddedKubelet:
         self._changed.beat()
 
     async def stop(self) -> None:
-        """End all streams and calls. Sockets stay in place, kubelet.sock too; nobody answers there.
+        """End all streams and calls. Sockets, including kubelet.sock, stay; nobody answers on them.
 
-        Holders and their cached answers are kept, as a kubelet's checkpoint keeps them. Does
-        nothing if it is not running.
+        Holders and their cached answers are kept, as in a kubelet's checkpoint. Does nothing if it
+        is not running.
 
         Raises:
-            Exception: whatever ended a task that reads a stream; a defect in here.
+            Exception: whatever ended a task that reads a stream, which is a bug here.
         """
         server, self._server = self._server, None
         if server is None:
@@ -147,7 +147,7 @@ class EmbeddedKubelet:
             self._manager.reset()
 
     async def restart(self) -> None:
-        """Stop and start: resources have no devices until their plugins have registered again."""
+        """Stop and start: resources have no devices until their plugins register again."""
         await self.stop()
         await self.start()
 
@@ -165,21 +165,21 @@ class EmbeddedKubelet:
 
     @property
     def running(self) -> bool:
-        """Whether it is started and not stopped."""
+        """Whether it has been started and not stopped."""
         return self._server is not None
 
     @property
     def resources(self) -> dict[str, Resource]:
-        """All resources that ever registered and were not forgotten, by name."""
+        """All resources that have registered and not been forgotten, by name."""
         return dict(self._manager.resources)
 
     def resource(self, name: str) -> Resource:
-        """Return what is known of a resource now; an empty one if it never registered."""
+        """Return what is known about a resource; an empty one if it never registered."""
         return self._manager.known(name)
 
     @property
     def containers(self) -> tuple[Container, ...]:
-        """All containers that were admitted and not removed, oldest first."""
+        """All containers that have been admitted and not removed, oldest first."""
         return tuple(self._manager.containers)
 
     @property
@@ -192,12 +192,12 @@ class EmbeddedKubelet:
         self._registry.refuse(count, message)
 
     async def disconnect(self, resource: str) -> None:
-        """Close the connection to the resource's plugin, as a kubelet does by mistake.
+        """Close the connection to the resource's plugin, as a kubelet may do by mistake.
 
         The plugin sees its stream end while kubelet.sock stays.
 
         Raises:
-            EmbeddedKubeletError: no plugin is connected for it.
+            EmbeddedKubeletError: the resource has no connected plugin.
         """
         if not await self._registry.disconnect(resource):
             raise EmbeddedKubeletError(f"no plugin is connected for {resource}; {self.describe()}")
@@ -214,23 +214,23 @@ class EmbeddedKubelet:
     ) -> Container:
         """Admit a container as the device manager does, without starting it.
 
-        Takes healthy devices nobody holds; asks GetPreferredAllocation if the plugin offers it and
-        more are available than wanted, and uses what of its answer is available; calls Allocate.
-        Pods are admitted one at a time, and Allocate has no time limit.
+        Chooses among the healthy devices nobody holds. If there are more than needed and the plugin
+        offers GetPreferredAllocation, calls that and uses those of its choices that are available.
+        Then calls Allocate. Pods are admitted one at a time, and Allocate has no time limit.
 
         Args:
             resource: such as ``usbplugin/serial``.
             count: how many devices.
-            device_ids: Allocate exactly these instead, known and healthy or not: a kubelet's choice
-                can be overtaken by events, and a plugin has to expect it.
-            pod: with ``namespace`` and ``name`` it identifies the container.
-            name: the container's.
-            namespace: the pod's.
+            device_ids: Allocate exactly these instead, whether known and healthy or not: a
+                kubelet's choice can be overtaken by events, and a plugin must expect that.
+            pod: the pod's name; with ``namespace`` and ``name`` it identifies the container.
+            name: the container's name.
+            namespace: the pod's namespace.
 
         Raises:
-            UnexpectedAdmissionError: there are too few devices, or the plugin refused: final.
-            EmbeddedKubeletError: it is not running, or there is such a container already.
-            ValueError: no devices asked for.
+            UnexpectedAdmissionError: too few devices, or the plugin refused; this is final.
+            EmbeddedKubeletError: it is not running, or the container already exists.
+            ValueError: no devices were requested.
         """
         if count < 1:
             raise ValueError(f"count is {count}; a container needs at least one device")
@@ -251,8 +251,8 @@ class EmbeddedKubelet:
         """Admit a container and start it; takes and raises what ``admit`` does.
 
         Raises:
-            CreateContainerConfigError: PreStartContainer failed; its ``container`` is admitted,
-                and can be started later.
+            CreateContainerConfigError: PreStartContainer failed; the error's ``container`` is
+                admitted and can be started later.
         """
         container = await self.admit(
             resource, count, device_ids=device_ids, pod=pod, name=name, namespace=namespace
@@ -261,15 +261,14 @@ class EmbeddedKubelet:
         return container
 
     async def wait_for(self, condition: Callable[[], bool], within: float = 10.0) -> None:
-        """Wait until a condition on this kubelet holds; it is looked at after every change.
+        """Wait until a condition on this kubelet holds, checking it after every change.
 
         Args:
-            condition: reads this object. It may miss a state that lasts for a moment only; the
-                ``log`` misses nothing.
+            condition: reads this object. It may miss a momentary state; the ``log`` misses nothing.
             within: seconds.
 
         Raises:
-            TimeoutError: it did not become true; the text shows the state.
+            TimeoutError: it did not become true; the message shows the kubelet's state.
         """
         try:
             async with asyncio.timeout(within):
@@ -287,7 +286,7 @@ class EmbeddedKubelet:
         await self.wait_for(lambda: self.resource(resource).healthy == wanted, within)
 
     def describe(self) -> str:
-        """Say in one line what this kubelet knows."""
+        """Describe in one line what this kubelet knows."""
         parts = ["kubelet running" if self.running else "kubelet not running"]
         for resource in self.resources.values():
             devices = ", ".join(
@@ -317,7 +316,7 @@ class _Registration(rpc.RegistrationServicer):
         context: grpc.aio.ServicerContext[v1beta1.RegisterRequest, v1beta1.Empty],
     ) -> v1beta1.Empty:
         if refusal := await self._registry.register(request):
-            # grpc-go makes UNKNOWN of an error that is not a status, and a kubelet's are not.
+            # A kubelet's errors are not gRPC statuses, and grpc-go turns those into UNKNOWN.
             await context.abort(grpc.StatusCode.UNKNOWN, refusal)
         return v1beta1.Empty()
 
@@ -325,7 +324,7 @@ class _Registration(rpc.RegistrationServicer):
 def _prepare(directory: Path) -> None:
     directory.mkdir(mode=0o750, parents=True, exist_ok=True)
     for path in directory.iterdir():
-        # A plugin may remove its own socket meanwhile.
+        # A plugin may remove its own socket in the meantime.
         with suppress(FileNotFoundError):
             if stat.S_ISSOCK(path.lstat().st_mode):
                 path.unlink()

@@ -1,7 +1,7 @@
-"""Device plugins as the embedded kubelet sees them: their resources, and the connection to one.
+"""Device plugins as the embedded kubelet sees them: their resources, and a connection to one.
 
-This module owns the client side of the device plugin API: what a plugin says becomes plain values
-or a PluginCallError. It decides nothing, and remembers nothing between calls.
+This module owns the client side of the device plugin API, turning a plugin's answers into plain
+values or a PluginCallError. It makes no decisions and remembers nothing between calls.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_DEVICE_ID = 63
-"""Characters; the API's own comment on Device.ID says so, and no kubelet checks it."""
+"""Characters, according to the API's comment on Device.ID; no kubelet checks it."""
 
 _HEALTHY = "Healthy"
 
-# sizeof(sun_path) on Linux, less the closing NUL.
+# sizeof(sun_path) on Linux, minus the terminating NUL.
 _MAX_SOCKET_PATH = 107
 
 _Answer = TypeVar("_Answer")
 
 
 class EmbeddedKubeletError(UsbPluginError):
-    """The embedded kubelet cannot do that: it is not running, or its directory is unusable."""
+    """The embedded kubelet cannot do what was asked: it is not running, for example."""
 
 
 class PluginCallError(EmbeddedKubeletError):
-    """A call to a plugin failed; the text is the one a kubelet logs."""
+    """A call to a plugin failed; the text is what a kubelet would log."""
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:
         name = "".join(word.capitalize() for word in code.name.split("_"))
@@ -53,7 +53,7 @@ class PluginCallError(EmbeddedKubeletError):
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device as the kubelet counts it."""
+    """A device as the kubelet sees it."""
 
     id: str
     healthy: bool
@@ -71,7 +71,7 @@ class PluginOptions:
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """One resource at one moment."""
+    """A resource at one moment."""
 
     name: str
     connected: bool = False
@@ -102,30 +102,30 @@ def check_socket_path(path: str) -> None:
     size = len(os.fsencode(path))
     if size > _MAX_SOCKET_PATH:
         raise EmbeddedKubeletError(
-            f"the socket path {path} has {size} bytes, and {_MAX_SOCKET_PATH} is the limit; "
-            "use a directory with a shorter path"
+            f"the socket path {path} has {size} bytes, more than the limit of {_MAX_SOCKET_PATH}; "
+            "choose a directory with a shorter path"
         )
 
 
 def read_devices(message: v1beta1.ListAndWatchResponse) -> tuple[dict[str, Device], list[str]]:
-    """Take a stream message as a kubelet does, and tell what in it breaks the API's rules.
+    """Read a stream message as a kubelet does, and report what in it breaks the API's rules.
 
-    Of two devices with one ID the last counts. Any health but ``Healthy`` is unhealthy.
+    Of two devices with the same ID, the last counts. Any health but ``Healthy`` is unhealthy.
     """
     devices = {}
     violations = []
     for device in message.devices:
         if not 0 < len(device.ID) <= MAX_DEVICE_ID:
             violations.append(
-                f"device {device.ID[:MAX_DEVICE_ID]!r}: the ID has {len(device.ID)} characters, "
-                f"1 to {MAX_DEVICE_ID} are allowed"
+                f"device {device.ID[:MAX_DEVICE_ID]!r}: the ID has {len(device.ID)} characters "
+                f"instead of 1 to {MAX_DEVICE_ID}"
             )
         if device.ID in devices:
             violations.append(f"device {device.ID!r} is listed twice in one message")
         if device.health not in (_HEALTHY, "Unhealthy"):
             violations.append(
                 f"device {device.ID!r}: health is {device.health!r}, "
-                "neither 'Healthy' nor 'Unhealthy'"
+                "instead of 'Healthy' or 'Unhealthy'"
             )
         numa = tuple(node.ID for node in device.topology.nodes)
         devices[device.ID] = Device(device.ID, device.health == _HEALTHY, numa)
@@ -146,7 +146,7 @@ class PluginClient:
         self._stub = rpc.DevicePluginStub(self._channel)
 
     async def dial(self, within: float) -> None:
-        """Wait until the plugin accepts a connection, for so many seconds at most.
+        """Wait up to ``within`` seconds for the plugin to accept a connection.
 
         Raises:
             EmbeddedKubeletError: it did not.
@@ -164,7 +164,7 @@ class PluginClient:
         self.dialled = True
 
     async def options(self, within: float) -> PluginOptions:
-        """Call GetDevicePluginOptions, for so many seconds at most.
+        """Call GetDevicePluginOptions, with a limit of ``within`` seconds.
 
         Raises:
             EmbeddedKubeletError: the plugin answered with an error, or not in time.
@@ -178,7 +178,7 @@ class PluginClient:
         return PluginOptions(answer.pre_start_required, answer.get_preferred_allocation_available)
 
     async def follow(self, receive: Callable[[v1beta1.ListAndWatchResponse], None]) -> str:
-        """Hand over every message of ListAndWatch; return why the stream ended."""
+        """Pass every ListAndWatch message to ``receive``; return why the stream ended."""
         try:
             await self._finish(self._drain(receive))
         except PluginCallError as error:
@@ -192,7 +192,7 @@ class PluginClient:
             receive(message)
 
     async def prefer(self, available: Sequence[str], size: int) -> list[str]:
-        """Ask which of the available devices the plugin would hand out. Raises PluginCallError."""
+        """Ask which of the available devices the plugin prefers. Raises PluginCallError."""
         request = v1beta1.ContainerPreferredAllocationRequest(
             available_deviceIDs=available, allocation_size=size
         )
@@ -212,12 +212,12 @@ class PluginClient:
         )
 
     async def pre_start(self, device_ids: Sequence[str], within: float) -> None:
-        """Call PreStartContainer, for so many seconds at most. Raises PluginCallError."""
+        """Call PreStartContainer, with a limit of ``within`` seconds. Raises PluginCallError."""
         request = v1beta1.PreStartContainerRequest(devices_ids=device_ids)
         await self._finish(self._stub.PreStartContainer(request, timeout=within))
 
     async def close(self) -> None:
-        """Cancel all calls, the stream among them, and disconnect."""
+        """Cancel all calls, including the stream, and disconnect."""
         self._closed = True
         await self._channel.close()
 
@@ -227,8 +227,8 @@ class PluginClient:
         except grpc.aio.AioRpcError as error:
             raise PluginCallError(error.code(), error.details() or "") from error
         except asyncio.CancelledError:
-            # grpc.aio raises this for a call cancelled by closing its channel, too. Only if the
-            # waiting task itself is being cancelled must it go on.
+            # grpc.aio also raises this for a call cancelled by closing its channel. Re-raise it
+            # only if the waiting task itself is being cancelled.
             task = asyncio.current_task()
             if not self._closed or (task is not None and task.cancelling()):
                 raise

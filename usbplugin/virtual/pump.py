@@ -1,9 +1,9 @@
-"""The ptys of a virtual bus, and the one thread that moves bytes between them.
+"""A virtual bus's ptys, and the one thread that moves bytes between them.
 
 This module owns descriptors, buffers and that thread. It never touches the bus's directory.
 
-What a pty does not do: it has no modem lines and no baud rate, and since the bus keeps it open,
-what an application set on it (termios, TIOCEXCL) outlives the application's close.
+Limits of a pty: it has no modem lines and no baud rate, and since the bus keeps it open, an
+application's settings (termios, TIOCEXCL) outlive the application's close.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Bytes held per direction between two ptys, beside what the kernel holds (some 13 kB each).
+# Bytes buffered per direction between two ptys, on top of the kernel's own buffers (some 13 kB).
 _BUFFER = 64 * 1024
-# The kernel's line buffer is 4 kB (N_TTY_BUF_SIZE); flushing well before it is full keeps lines
-# whole, since a line is then never accepted in part.
+# The kernel's line buffer is 4 kB (N_TTY_BUF_SIZE). Flushing well before it is full keeps lines
+# whole: a line is then never accepted in part.
 _UNREAD_LINES = 2048
 
 
 class Pump:
     """One thread with one selector loop, which moves all bytes and owns all state of a bus.
 
-    An exception that nobody foresaw ends it, and shows in every later call, in ``wait`` and in the
-    closing of the bus.
+    An unexpected exception ends it, and is reported by every later call, by ``wait``, and when the
+    bus is closed.
     """
 
     def __init__(self, what: str) -> None:
@@ -58,11 +58,11 @@ class Pump:
         self._thread.start()
 
     def call(self, work: Callable[[], T]) -> T:
-        """Run ``work`` in the pump's thread, and give back its result or its foreseen error.
+        """Run ``work`` in the pump's thread and return its result.
 
         Raises:
-            VirtualTtyError: the pump has stopped, and as ``work`` does.
-            OSError: as ``work`` does.
+            VirtualTtyError: the pump has stopped, or ``work`` raised this.
+            OSError: ``work`` raised this.
         """
         if threading.current_thread() is self._thread:
             return work()
@@ -80,18 +80,18 @@ class Pump:
             futures.wait(either, return_when=futures.FIRST_COMPLETED)
         if not answer.done():
             self.raise_failure()
-            raise VirtualTtyError(f"{self._what} is closed; make a new one")
+            raise VirtualTtyError(f"{self._what} is closed; create a new one")
         return answer.result()
 
     def finish(self, work: Callable[[], None]) -> None:
-        """Run ``work`` in the pump's thread, or here if that has ended, for releasing things."""
+        """Run clean-up ``work`` in the pump's thread, or here if that has ended."""
         if self._stopped.done():
             work()
         else:
             self.call(work)
 
     def at_close(self, cleanup: Callable[[], None]) -> None:
-        """Have ``close`` call this once the thread has ended."""
+        """Register a function for ``close`` to call once the thread has ended."""
         self._cleanups.callback(cleanup)
 
     def wait(self, timeout: float | None) -> bool:
@@ -101,10 +101,10 @@ class Pump:
         return bool(done)
 
     def raise_failure(self) -> None:
-        """Raise what ended the thread, if it did not end on demand."""
+        """Raise what ended the thread, unless it was stopped on purpose."""
         if self._failure is not None:
             raise VirtualTtyError(
-                f"{self._what} has failed: {self._failure!r}; close it and make a new one"
+                f"{self._what} has failed: {self._failure!r}; close it and create a new one"
             ) from self._failure
 
     def stop(self) -> None:
@@ -114,7 +114,7 @@ class Pump:
         self._thread.join()
 
     def close(self) -> None:
-        """Run the clean-ups, and close the loop. Only after ``stop``."""
+        """Run the clean-up functions and close the loop. Call it only after ``stop``."""
         self._cleanups.close()
 
     def _run(self) -> None:
@@ -131,7 +131,7 @@ class Pump:
 
 
 class Pty:
-    """A pty in raw mode, both ends open: while ours of the slave is, the master never sees an end.
+    """A pty in raw mode with both ends open, so that the master never sees a hang-up.
 
     Closing the master hangs up every open slave, ours and the applications'.
     """
@@ -143,13 +143,13 @@ class Pty:
         os.set_blocking(self.master, False)
         tty.setraw(self.slave)
         self.node = os.ttyname(self.slave)
-        # Containers mostly run as another user; where the owner may not do this, it stays as is.
+        # Containers mostly run as another user. If we may not change the mode, leave it as it is.
         with contextlib.suppress(PermissionError):
             os.fchmod(self.slave, 0o666)
 
 
 class Flow:
-    """Copies what one master reads to another, or the same; a full sink stops the reading."""
+    """Copies bytes from one master to another, or back to itself; pauses while the sink is full."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, source: int, sink: int) -> None:
         self._loop = loop
@@ -159,7 +159,7 @@ class Flow:
         loop.add_reader(source, self._read)
 
     def close(self) -> None:
-        """Let go of both masters. To be called before they are closed."""
+        """Release both masters. Call it before they are closed."""
         self._loop.remove_reader(self._source)
         self._loop.remove_writer(self._sink)
 
@@ -181,7 +181,7 @@ class Flow:
 
 
 class Lines:
-    """Writes a numbered line per interval, and drops what it is sent."""
+    """Writes a numbered line every interval, and discards whatever it is sent."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, pty: Pty, label: str, interval: float
@@ -195,7 +195,7 @@ class Lines:
         loop.add_reader(pty.master, self._drop)
 
     def close(self) -> None:
-        """Let go of the master. To be called before it is closed."""
+        """Release the master. Call it before it is closed."""
         self._timer.cancel()
         self._loop.remove_reader(self._pty.master)
 
@@ -207,7 +207,7 @@ class Lines:
         (unread,) = struct.unpack("i", answer)
         if unread + len(line) > _UNREAD_LINES:
             termios.tcflush(self._pty.slave, termios.TCIFLUSH)
-        # Full in spite of that: the line is lost, as on a wire that nobody listens to.
+        # If it is still full, the line is lost, as on a wire that nobody listens to.
         with contextlib.suppress(BlockingIOError):
             os.write(self._pty.master, line)
 
@@ -221,6 +221,6 @@ def _read(master: int, size: int) -> bytes:
     except BlockingIOError:
         return b""
     if not data:
-        # Cannot be while we hold the slave open, and would repeat for ever.
-        raise OSError(errno.EIO, "a virtual tty was hung up from elsewhere")
+        # Impossible while we keep the slave open, and would repeat forever.
+        raise OSError(errno.EIO, "a virtual tty was hung up by another process")
     return data

@@ -1,7 +1,7 @@
 """The plugins registered with the embedded kubelet: registrations, streams, and a log of both.
 
-This module answers Register as a kubelet does, and follows each plugin's ListAndWatch until it
-ends, once. It never opens a stream a second time, and never chooses a device.
+This module answers Register as a kubelet does, and follows each plugin's ListAndWatch stream until
+it ends. It never reopens a stream and never chooses devices.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Registration:
     resource: str
     endpoint: str
     options: PluginOptions | None
-    """What the plugin itself answered when dialled back; None if it did not come to that."""
+    """What the plugin answered when dialled back; None if it was not, or did not answer."""
     refusal: str
-    """The error text the plugin got; empty if it was accepted."""
+    """The error returned to the plugin; empty if it was accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class StreamEnd:
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """Something a plugin did against the API's rules, which a kubelet lets pass without a word."""
+    """A breach of the API's rules by a plugin, which a kubelet would silently accept."""
 
     time: float
     resource: str
@@ -78,7 +78,7 @@ class Violation:
 
 
 class KubeletLog:
-    """What plugins did, oldest first; each list drops its oldest entries beyond ``limit``."""
+    """What plugins did, oldest first; each list keeps the last ``limit`` entries."""
 
     def __init__(self, limit: int) -> None:
         self.registrations: deque[Registration] = deque(maxlen=limit)
@@ -93,12 +93,12 @@ class KubeletLog:
 
 
 class PluginRegistry:
-    """Who is registered. Tells the device manager of plugins and devices, the log of everything.
+    """Keeps track of registered plugins, and informs the device manager and the log.
 
     Args:
         directory: where endpoints are.
-        manager: told of every plugin that comes or goes, and of every list of devices.
-        log: written to.
+        manager: told about every plugin that comes or goes, and every list of devices.
+        log: where everything is logged.
         changed: called after every change.
         dial_timeout: as for ``EmbeddedKubelet``.
         grace_period: as for ``EmbeddedKubelet``.
@@ -132,8 +132,8 @@ class PluginRegistry:
         self._refusals.extend([message] * count)
 
     async def register(self, request: v1beta1.RegisterRequest) -> str:
-        """Register a plugin; return the text of the error to answer with, empty if accepted."""
-        # A task of its own, for close: grpc's server does not wait for the methods it cancels.
+        """Register a plugin; return the error to answer with, or an empty text if accepted."""
+        # In a task of its own, for close(): grpc's server does not wait for methods it cancels.
         task = asyncio.create_task(self._register(request))
         self._registering.add(task)
         task.add_done_callback(self._registering.discard)
@@ -155,7 +155,7 @@ class PluginRegistry:
         return refusal
 
     async def disconnect(self, resource: str) -> bool:
-        """Disconnect the plugin of that resource; False if there is none."""
+        """Disconnect the resource's plugin; False if there is none."""
         client = self._clients.pop(resource, None)
         if client is None:
             return False
@@ -163,7 +163,7 @@ class PluginRegistry:
         return True
 
     async def close(self) -> None:
-        """Give up what is under way, close all connections, raise what ``raise_failure`` raises."""
+        """Abandon pending registrations, close all connections, then act as ``raise_failure``."""
         registering = list(self._registering)
         for task in registering:
             task.cancel()
@@ -179,7 +179,7 @@ class PluginRegistry:
         _raise_failure(streams)
 
     def raise_failure(self) -> None:
-        """Raise what ended the reading of a stream, if that was not the plugin or the kubelet."""
+        """Raise whatever made reading a stream fail, if anything unexpected did."""
         _raise_failure(self._streams)
 
     def _complaint(self, request: v1beta1.RegisterRequest) -> str:
@@ -200,7 +200,7 @@ class PluginRegistry:
         async with AsyncExitStack() as if_it_fails:
             self._open.add(client)
             if_it_fails.push_async_callback(self._close, client)
-            # An older instance of the plugin is told nothing, and its stream goes on.
+            # An older instance of the plugin is not told, and its stream goes on.
             self._clients[resource] = client
             if_it_fails.callback(self._clients.pop, resource, None)
             await client.dial(self._dial_timeout)
@@ -214,7 +214,7 @@ class PluginRegistry:
         return options
 
     def _stream_done(self, task: asyncio.Task[None]) -> None:
-        # One that failed stays, for raise_failure to find.
+        # A failed task stays, for raise_failure to find.
         if task.cancelled() or task.exception() is None:
             self._streams.discard(task)
         self._changed()
@@ -224,9 +224,9 @@ class PluginRegistry:
         self._log.stream_ends.append(
             StreamEnd(time.monotonic(), client.resource, client.endpoint, reason)
         )
-        # A kubelet's own defect (to 1.36 at least), kept: it looks for the plugin to disconnect
-        # under the resource's name. So when an old instance's stream ends, the new instance is
-        # disconnected; and if a new one has failed to register meanwhile, nobody is.
+        # Reproduces a kubelet bug (up to 1.36 at least): it looks up the plugin to disconnect by
+        # resource name. So when an old instance's stream ends, the new instance is disconnected;
+        # and if a new one has failed to register in the meantime, none is.
         current = self._clients.pop(client.resource, None)
         if current is not None:
             await self._disconnect(current)
@@ -239,7 +239,7 @@ class PluginRegistry:
         self._timers[name] = asyncio.get_running_loop().call_later(
             self._grace_period, self._manager.forget, name
         )
-        # One still being dialled is struck off the list, and then accepted all the same.
+        # A plugin still being dialled is taken off the list, but then accepted all the same.
         if client.dialled:
             await self._close(client)
 
@@ -256,7 +256,7 @@ class PluginRegistry:
         devices, violations = read_devices(message)
         for other in self._manager.resources.values():
             if other.name != client.resource and (shared := devices.keys() & other.devices.keys()):
-                violations.append(f"devices {sorted(shared)} are listed by {other.name}, too")
+                violations.append(f"devices {sorted(shared)} are also listed by {other.name}")
         for violation in violations:
             self._log.violations.append(Violation(received, client.resource, violation))
         self._log.messages.append(

@@ -1,7 +1,6 @@
-"""Two further doors of the embedded kubelet: PodResources, and the plugin watcher.
+"""Two more services of the embedded kubelet: PodResources and the plugin watcher.
 
-They tell and ask what the kubelet's other parts know; they keep no state but which sockets the
-watcher has found.
+Both rely on the kubelet's other parts; their only state is which sockets the watcher has found.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ _log = logging.getLogger(__name__)
 _ASK_TIMEOUT = 5.0
 
 _Found: TypeAlias = "tuple[Path, int, int]"
-"""A socket's path, inode and ctime: a new one may have an old one's path."""
+"""A socket's path, inode and ctime, since a new socket may reuse an old path."""
 
 
 class PodResourcesService(podresources_rpc.PodResourcesListerServicer):
-    """Serves ``v1.PodResourcesLister``: containers that were admitted, pods that hold nothing."""
+    """Serves ``v1.PodResourcesLister``: lists the holders, and pods without devices."""
 
     def __init__(
         self, holders: Callable[[], Iterable[Holder]], others: Callable[[], Iterable[str]]
@@ -66,8 +65,8 @@ class PodResourcesService(podresources_rpc.PodResourcesListerServicer):
 class PluginWatcher:
     """Registers the device plugins whose sockets appear in ``directory``, each socket once.
 
-    When a socket goes, it hangs up on the plugin that has its resource. As with a kubelet's, that
-    may be another one by then, which has registered since.
+    When a socket disappears, it hangs up on its resource's plugin. As with a real kubelet, that may
+    by then be a different plugin, which has registered since.
     """
 
     def __init__(
@@ -81,19 +80,19 @@ class PluginWatcher:
         self._hang_up = hang_up
 
     async def run(self) -> None:
-        """Watch until cancelled. A kubelet that starts registers all that is there."""
+        """Watch until cancelled; first, register everything already there."""
         meetings: dict[_Found, asyncio.Task[str]] = {}
         try:
             async for _ in follow(self._directory, asyncio.Event()):
                 found = self._sockets()
                 gone = meetings.keys() - found
-                # Before a successor is met: what fails late would strike that off the list.
+                # Before meeting a successor: a late failure would take that off the list.
                 over = [meetings.pop(entry) for entry in sorted(gone)]
                 await _give_up(over)
                 for meeting in over:
                     if _succeeded(meeting) and (resource := meeting.result()):
                         await self._hang_up(resource)
-                # Side by side: a plugin that is dying answers late or never.
+                # Concurrently: a dying plugin answers late or never.
                 for new in sorted(found - meetings.keys()):
                     meetings[new] = asyncio.create_task(self._meet(new[0]))
                     meetings[new].add_done_callback(_tell_of_failure)
@@ -102,16 +101,16 @@ class PluginWatcher:
 
     def _sockets(self) -> set[_Found]:
         found = set()
-        with suppress(FileNotFoundError):  # the directory has gone meanwhile
+        with suppress(FileNotFoundError):  # the directory has gone
             for path in self._directory.glob("*.sock"):
-                with suppress(FileNotFoundError):  # the socket has
+                with suppress(FileNotFoundError):  # the socket has gone
                     status = path.lstat()
                     if stat.S_ISSOCK(status.st_mode):
                         found.add((path, status.st_ino, status.st_ctime_ns))
         return found
 
     async def _meet(self, path: Path) -> str:
-        """Ask a plugin who it is, register it, tell it the outcome; its resource if it has one."""
+        """Ask a plugin who it is, register it and report back; its resource, empty if refused."""
         async with grpc.aio.insecure_channel(f"unix:{quote(str(path))}") as channel:
             stub = registration_rpc.RegistrationStub(channel)
             try:
@@ -132,7 +131,7 @@ class PluginWatcher:
                     timeout=_ASK_TIMEOUT,
                 )
             except grpc.aio.AioRpcError:
-                return ""  # it has gone, or is no plugin; the kubelet logs that, and goes on
+                return ""  # it has gone or is not a plugin; a kubelet logs that and carries on
             return "" if refusal else request.resource_name
 
 
@@ -148,8 +147,8 @@ async def _give_up(meetings: Iterable[asyncio.Task[str]]) -> None:
 
 
 def _tell_of_failure(meeting: asyncio.Task[str]) -> None:
-    """Say what ended a meeting, if it was a defect: nobody else would."""
+    """Log what ended a meeting if it was a bug, since nobody else would."""
     if not meeting.cancelled() and (error := meeting.exception()):
         _log.error(
-            "meeting a plugin failed", exc_info=error, extra=fields(reason=type(error).__name__)
+            "registering a plugin failed", exc_info=error, extra=fields(reason=type(error).__name__)
         )

@@ -1,8 +1,7 @@
-"""Virtual ttys: USB serial devices made of ptys, plugged into a directory and pulled out again.
+"""Virtual ttys: USB serial devices made of ptys, plugged into and unplugged from a directory.
 
-This module owns the devices of a bus: which there are, and what makes up each. It never discovers
-ports and knows nothing of Kubernetes: to the rest, a virtual tty is an entry of a directory like
-any other.
+This module owns a bus's devices and what each consists of. It never discovers ports and knows
+nothing of Kubernetes: to the rest, a virtual tty is a directory entry like any other.
 """
 
 from __future__ import annotations
@@ -26,19 +25,20 @@ if TYPE_CHECKING:
 _MIN_INTERVAL = 0.001
 
 HexId = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{4})?\Z")]
-# A string descriptor's length is one byte, two bytes are header: 126 UTF-16 units (USB 2.0, 9.6.7).
+# A string descriptor's length is one byte and includes a two-byte header: 126 UTF-16 units at most
+# (USB 2.0, 9.6.7).
 UsbString = Annotated[str, msgspec.Meta(max_length=126)]
 
 
 class Descriptors(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a virtual device says of itself: the keys of its side file, empty ones left out.
+    """A virtual device's descriptors: the keys of its side file, without the empty ones.
 
-    Strings are arbitrary Unicode, control characters included. Bytes that are not UTF-8 have no
-    place in JSON, so a lone surrogate (how Python carries such bytes) is refused when plugging.
+    Strings are arbitrary Unicode, including control characters. JSON cannot hold bytes that are not
+    UTF-8, so a lone surrogate (how Python represents such bytes) is refused when plugging.
     """
 
     vendor_id: HexId = ""
-    """Four lower-case hexadecimal digits; given together with ``product_id`` or not at all."""
+    """Four lower-case hexadecimal digits; set it together with ``product_id`` or not at all."""
     product_id: HexId = ""
     serial: UsbString = ""
     manufacturer: UsbString = ""
@@ -51,38 +51,38 @@ class Descriptors(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 NO_DESCRIPTORS: Final = Descriptors()
-"""A device that says nothing of itself."""
+"""A device without descriptors."""
 
 
 class Peer(StrEnum):
-    """Who is at the far end of a virtual tty."""
+    """What is at the far end of a virtual tty."""
 
     PAIR = "pair"
-    """Whoever opens ``DIR/peer-<name>``, a second tty. Each side waits while the other is full."""
+    """A second tty, ``DIR/peer-<name>``. Each side waits while the other is full."""
     ECHO = "echo"
-    """What the application writes comes back. One that never reads is stopped when all is full."""
+    """Sends back what the application writes. An application that never reads blocks eventually."""
     LINES = "lines"
-    r"""A line ``{"device": "<serial or name>", "count": 1}\n`` at once, then one per interval.
+    r"""Sends ``{"device": "<serial or name>", "count": 1}\n`` at once, then a line per interval.
 
-    What is written to it is dropped. When 2 kB lie unread, they are dropped for the newest line.
+    Discards what is written to it. When 2 kB are unread, they are dropped for the newest line.
     """
 
 
 class VirtualPort(msgspec.Struct, frozen=True, kw_only=True):
-    """A device of the bus: plugged in, or remembered since it was unplugged."""
+    """A device on the bus: plugged in, or unplugged and remembered."""
 
     name: str
-    """The port's name, ``ttyUSB0``; of an unplugged device, the one it had last."""
+    """The port's name, e.g. ``ttyUSB0``; for an unplugged device, its last name."""
     descriptors: Descriptors = NO_DESCRIPTORS
     peer: Peer = Peer.PAIR
     interval: float = 1.0
-    """Seconds between two lines; used by ``Peer.LINES`` alone."""
+    """Seconds between two lines; only for ``Peer.LINES``."""
     path: str = ""
     """``DIR/ttyUSB0``, a symlink to ``node``; empty while unplugged."""
     node: str = ""
     """The pty that applications open, e.g. ``/dev/pts/7``; empty while unplugged."""
     peer_path: str = ""
-    """``DIR/peer-ttyUSB0`` of a plugged ``Peer.PAIR``, otherwise empty."""
+    """``DIR/peer-ttyUSB0`` for a plugged ``Peer.PAIR``, otherwise empty."""
 
     @property
     def plugged(self) -> bool:
@@ -91,20 +91,20 @@ class VirtualPort(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VirtualBus:
-    """A directory as a USB bus, held by one process at a time; to be closed, best by ``with``.
+    """A directory as a USB bus, claimed by one process at a time. Close it, ideally with ``with``.
 
-    ``plug`` makes, in this order, the pty or ptys, the side file ``DIR/.<name>.json``,
-    ``DIR/peer-<name>`` if there is one, and the symlink ``DIR/<name>``; ``unplug`` takes it all
-    back in reverse order, and hangs up what applications have open: a read under way gives EIO, a
-    later one ``b''``, a write EIO. All methods may be called from any thread. Leftovers of a killed
-    process are removed at construction; entries that no bus made are never touched.
+    ``plug`` creates, in this order, the pty or ptys, the side file ``DIR/.<name>.json``,
+    ``DIR/peer-<name>`` if there is one, and the symlink ``DIR/<name>``. ``unplug`` removes all that
+    in reverse order and hangs up on applications: a pending read fails with EIO, a later one
+    returns ``b''``, and a write fails with EIO. All methods may be called from any thread. A killed
+    process's leftovers are removed at construction; entries not created by a bus are left alone.
     """
 
     def __init__(self, directory: Path) -> None:
-        """Take the directory, which is made if it is missing.
+        """Claim the directory, creating it if it is missing.
 
         Raises:
-            VirtualTtyError: another process serves this directory, or it cannot be written.
+            VirtualTtyError: another process serves this directory, or it is not writable.
         """
         self.directory: Final = directory.absolute()
         self._plugged: dict[str, tuple[VirtualPort, contextlib.ExitStack]] = {}
@@ -127,38 +127,37 @@ class VirtualBus:
         """Plug in a new device.
 
         Raises:
-            VirtualTtyError: a value cannot be meant, the name is taken, ptys or file descriptors
-                have run out, the directory cannot be written, or the bus is closed or has failed.
+            VirtualTtyError: a value is invalid, the name is taken, ptys or file descriptors have
+                run out, the directory is not writable, or the bus is closed or has failed.
         """
         _check_name(name)
         _check_descriptors(name, descriptors)
         if not _MIN_INTERVAL <= interval < math.inf:
             raise VirtualTtyError(
-                f"{name}: an interval of {interval} s is not possible; "
-                f"give {_MIN_INTERVAL} s or more"
+                f"{name}: invalid interval {interval} s; it must be at least {_MIN_INTERVAL} s"
             )
         device = VirtualPort(name=name, descriptors=descriptors, peer=peer, interval=interval)
         return self.pump.call(lambda: self._plug(device))
 
     def unplug(self, name: str) -> VirtualPort:
-        """Pull out the device that is plugged in as ``name``; it is remembered for ``replug``.
+        """Unplug the device that is plugged in as ``name``, and remember it for ``replug``.
 
         Raises:
-            VirtualTtyError: no such device is plugged in, an entry of the directory cannot be
-                removed, or the bus is closed or has failed.
+            VirtualTtyError: no such device is plugged in, a directory entry cannot be removed, or
+                the bus is closed or has failed.
         """
         return self.pump.call(lambda: self._unplug(name))
 
     def replug(self, name: str, rename: str = "") -> VirtualPort:
-        """Bring back the device last unplugged as ``name``, as ``rename`` if given, on a new pty.
+        """Plug the device last unplugged as ``name`` back in, as ``rename`` if given, on a new pty.
 
         Raises:
-            VirtualTtyError: no such device is unplugged, and as for ``plug``.
+            VirtualTtyError: there is no such unplugged device, or ``plug`` raised this.
         """
         return self.pump.call(lambda: self._replug(name, rename or name))
 
     def ports(self) -> tuple[VirtualPort, ...]:
-        """List the plugged devices, in the order in which they were plugged in.
+        """List the plugged devices in the order in which they were plugged in.
 
         Raises:
             VirtualTtyError: the bus is closed or has failed.
@@ -166,7 +165,7 @@ class VirtualBus:
         return self.pump.call(lambda: tuple(port for port, _ in self._plugged.values()))
 
     def unplugged(self) -> tuple[VirtualPort, ...]:
-        """List the devices that ``replug`` can bring back, the one unplugged last at the end.
+        """List the devices ``replug`` can bring back, the last one unplugged at the end.
 
         Raises:
             VirtualTtyError: the bus is closed or has failed.
@@ -174,7 +173,7 @@ class VirtualBus:
         return self.pump.call(lambda: tuple(self._unplugged))
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the bus is closed: True; False if ``timeout`` seconds passed before that.
+        """Wait until the bus is closed; False if that takes longer than ``timeout`` seconds.
 
         Raises:
             VirtualTtyError: the thread that moves the bytes has failed.
@@ -182,11 +181,11 @@ class VirtualBus:
         return self.pump.wait(timeout)
 
     def close(self) -> None:
-        """Unplug everything, remove every entry, end the thread. Closing twice does nothing.
+        """Unplug everything, remove all entries and end the thread. Closing twice does nothing.
 
         Raises:
             VirtualTtyError: the thread that moves the bytes had failed, or an entry could not be
-                removed; all else is cleaned up nonetheless.
+                removed; everything else is cleaned up all the same.
         """
         if self._closed:
             return
@@ -218,7 +217,7 @@ class VirtualBus:
             by = "a plugged device" if name in self._plugged else " and ".join(taken)
             raise VirtualTtyError(
                 f"the name {name} is taken in {self.directory} by {by}; "
-                "unplug or remove that, or give another name (--as)"
+                "unplug or remove that, or choose another name (--as)"
             )
         try:
             with contextlib.ExitStack() as undo:
@@ -237,7 +236,7 @@ class VirtualBus:
     def _assemble(
         self, device: VirtualPort, entries: Entries, undo: contextlib.ExitStack
     ) -> VirtualPort:
-        """Build up what ``undo`` takes down in reverse order, at a failure or when unplugging."""
+        """Assemble a device; on failure or unplug, ``undo`` takes it apart in reverse order."""
         self._claim.note(device.name)
         pty = Pty(undo)
         far = Pty(undo) if device.peer is Peer.PAIR else None
@@ -268,7 +267,7 @@ class VirtualBus:
             raise self._unknown(name)
         port, undo = self._plugged.pop(name)
         device = msgspec.structs.replace(port, path="", node="", peer_path="")
-        # Equal devices cannot be told apart: remembering one of them keeps the list bounded.
+        # Equal devices are interchangeable, so remember only one: the list stays bounded.
         if device in self._unplugged:
             self._unplugged.remove(device)
         self._unplugged.append(device)
@@ -276,7 +275,7 @@ class VirtualBus:
             undo.close()
         except OSError as error:
             raise VirtualTtyError(
-                f"{name} is unplugged, but an entry in {self.directory} remains: {error}"
+                f"{name} is unplugged, but cannot remove its entry in {self.directory}: {error}"
             ) from error
         return device
 
@@ -299,29 +298,29 @@ class VirtualBus:
         known += [f"{each.name} (unplugged)" for each in self._unplugged]
         return VirtualTtyError(
             f"no device {name!r} on the virtual bus {self.directory}; "
-            f"it has {', '.join(known) or 'none at all'}"
+            f"it has {', '.join(known) or 'no devices'}"
         )
 
 
 def _check_name(name: str) -> None:
     if not NAME.fullmatch(name):
         raise VirtualTtyError(
-            f"{name!r} is no name for a virtual tty; use ttyUSB or ttyACM and a number: ttyUSB0"
+            f"{name!r} is not a valid virtual tty name; use ttyUSB or ttyACM and a number: ttyUSB0"
         )
 
 
 def _check_descriptors(name: str, descriptors: Descriptors) -> None:
-    """Hold a value made in Python to the rules that its JSON form is held to."""
+    """Hold descriptors created in Python to the same rules as their JSON form."""
     try:
         msgspec.json.decode(msgspec.json.encode(descriptors), type=Descriptors)
     except UnicodeEncodeError as error:
         raise VirtualTtyError(
-            f"the descriptors of {name} hold {error.object!r}, which is not valid Unicode and "
+            f"the descriptors of {name} contain {error.object!r}, which is not valid Unicode and "
             "cannot be written as JSON; leave such bytes out"
         ) from error
     except msgspec.ValidationError as error:
-        raise VirtualTtyError(f"the descriptors of {name} cannot be meant: {error}") from error
+        raise VirtualTtyError(f"the descriptors of {name} are invalid: {error}") from error
     if bool(descriptors.vendor_id) != bool(descriptors.product_id):
         raise VirtualTtyError(
-            f"the descriptors of {name} have only one of vendor_id and product_id; give both"
+            f"the descriptors of {name} have only one of vendor_id and product_id; set both"
         )
