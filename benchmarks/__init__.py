@@ -1,1 +1,1 @@
-"""Measurements, kept out of the tests: ``make bench``."""
+"""Benchmarks, kept out of the tests; run them with ``make bench``."""

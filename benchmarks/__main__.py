@@ -22,17 +22,22 @@ async def _measure(report: Report, options: argparse.Namespace) -> None:
 def main() -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     parser = argparse.ArgumentParser(
-        prog="make bench", description="Measure usbplugin; exit 1 if a bar is missed."
+        prog="make bench", description="Measure usbplugin; exit 1 if any bar is missed."
     )
-    parser.add_argument("--rounds", type=int, default=1000, help="per latency (default 1000)")
-    parser.add_argument("--storms", type=int, default=5, help="(default 5)")
     parser.add_argument(
-        "--facts", type=int, default=1_000_000, help="to watch its memory over (default a million)"
+        "--rounds", type=int, default=1000, help="rounds per latency (default 1000)"
     )
-    parser.add_argument("--starts", type=int, default=7, help="of the process (default 7)")
-    parser.add_argument("--restarts", type=int, default=20, help="of the kubelet (default 20)")
+    parser.add_argument("--storms", type=int, default=5, help="storms of events (default 5)")
     parser.add_argument(
-        "--idle-seconds", type=float, default=60, help="to watch it do nothing (default 60)"
+        "--facts",
+        type=int,
+        default=1_000_000,
+        help="facts over which to watch its memory (default a million)",
+    )
+    parser.add_argument("--starts", type=int, default=7, help="process starts (default 7)")
+    parser.add_argument("--restarts", type=int, default=20, help="kubelet restarts (default 20)")
+    parser.add_argument(
+        "--idle-seconds", type=float, default=60, help="seconds to watch it idle (default 60)"
     )
     parser.add_argument("--output", type=Path, default=Path("results/bench.json"))
     options = parser.parse_args()

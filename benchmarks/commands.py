@@ -1,6 +1,6 @@
-"""How a measured process is told what to do: a line on its standard input, a line in answer.
+"""Controls a measured process: a line on its standard input, a line in answer.
 
-Every process that is compared with another one obeys in this same way, so that it costs both alike.
+All processes that are compared are controlled in this same way, so that it costs them the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def obey(commands: Mapping[str, Callable[[int], float]]) -> None:
-    """Do what each line of standard input says, ``NAME NUMBER``; print what that returns."""
+    """Run the command in each line of standard input, ``NAME NUMBER``, and print its result."""
     for line in sys.stdin:
         name, _, number = line.partition(" ")
         answer = commands[name](int(number))
@@ -26,7 +26,7 @@ def obey(commands: Mapping[str, Callable[[int], float]]) -> None:
 
 
 class Subject:
-    """A process that obeys."""
+    """A process that runs ``obey``."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -43,7 +43,7 @@ class Subject:
         self._stdin.write(f"{command} {number}\n".encode())
 
     async def answer(self) -> float:
-        """What the oldest command that was not asked about has returned."""
+        """The result of the oldest command not yet answered."""
         return float(await self._stdout.readline())
 
     async def ask(self, command: str, number: int = 0) -> float:
@@ -53,7 +53,7 @@ class Subject:
 
 @asynccontextmanager
 async def subject(*arguments: str) -> AsyncIterator[Subject]:
-    """``python -m ARGUMENTS``, killed in the end."""
+    """Run ``python -m ARGUMENTS``, and kill it in the end."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -71,7 +71,7 @@ async def subject(*arguments: str) -> AsyncIterator[Subject]:
 
 
 def scratch() -> tempfile.TemporaryDirectory[str]:
-    """A directory in memory where there is one, as /run is on a node; short, for its sockets."""
+    """A directory, in memory if possible (as /run is on a node), with a short path for sockets."""
     memory = Path("/dev/shm")
     usable = memory.is_dir() and os.access(memory, os.W_OK)
     return tempfile.TemporaryDirectory(prefix="up-", dir=memory if usable else None)

@@ -1,4 +1,4 @@
-"""The floor: the least that any device plugin on grpc.aio has to do, to compare ourselves with."""
+"""The floor we compare ourselves with: the least that any device plugin on grpc.aio must do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Context = grpc.aio.ServicerContext[object, object]
 
 
 def constant_answer() -> v1beta1.AllocateResponse:
-    """An answer of the shape and size of ours."""
+    """An answer like ours in shape and size."""
     response = v1beta1.AllocateResponse()
     container = response.container_responses.add()
     container.devices.add(
@@ -41,7 +41,7 @@ def constant_answer() -> v1beta1.AllocateResponse:
 
 
 def list_of(count: int, unhealthy: int) -> v1beta1.ListAndWatchResponse:
-    """A list of ``count`` devices, of which the one numbered ``unhealthy`` is not healthy."""
+    """A list of ``count`` devices, all healthy but the one numbered ``unhealthy``."""
     return v1beta1.ListAndWatchResponse(
         devices=[
             v1beta1.Device(
@@ -54,7 +54,7 @@ def list_of(count: int, unhealthy: int) -> v1beta1.ListAndWatchResponse:
 
 
 class Floor(rpc.DevicePluginServicer):
-    """Returns constants and streams what it is given."""
+    """Returns constants and streams whatever it is given."""
 
     def __init__(self, count: int = 0) -> None:
         self._message = list_of(count, -1)
@@ -116,7 +116,7 @@ async def _run(directory: Path, count: int) -> None:
         loop.call_soon_threadsafe(floor.send, message)
         return now
 
-    # The message is ready before the clock starts: nothing is left but to hand it over.
+    # The message is ready before the clock starts: all that is left is to send it.
     threading.Thread(
         target=lambda: obey(
             {

@@ -1,7 +1,8 @@
-"""In the hardware machine: from the kernel's uevent to the kubelet's stream, udevd's share apart.
+"""In the hardware VM: from the kernel's uevent to the kubelet's stream, with udevd's share apart.
 
-All times are the guest's CLOCK_MONOTONIC: when the uevent is read from the netlink socket, when
-udevd recorded that it is done (USEC_INITIALIZED), when the embedded kubelet has the message.
+All times are on the guest's CLOCK_MONOTONIC: when the uevent is read from the netlink socket, when
+udevd recorded that it had finished (USEC_INITIALIZED), and when the embedded kubelet has the
+message.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class UeventClock:
-    """Notes when uevents of ttys come, in a thread of its own."""
+    """Notes when tty uevents arrive, in a thread of its own."""
 
     def __init__(self) -> None:
         self._times: dict[tuple[str, str], float] = {}
@@ -68,11 +69,11 @@ class UeventClock:
 
 
 def initialized(number: str) -> float:
-    """When udevd was done with a tty."""
+    """When udevd finished with a tty."""
     for line in (_DATABASE / f"c{number}").read_text().splitlines():
         if line.startswith("I:"):
             return int(line[2:]) / 1e6
-    raise AssertionError(f"udevd is not done with {number}")
+    raise AssertionError(f"udevd has not finished with {number}")
 
 
 def cpu_seconds(process: Process) -> float:
@@ -81,7 +82,7 @@ def cpu_seconds(process: Process) -> float:
 
 
 def first_message(node: HardwareNode, device_id: str, *, healthy: bool) -> float:
-    """When the kubelet first heard that the device is so, since its log was cleared."""
+    """When the kubelet first received that health for the device, since its log was cleared."""
     return next(
         message.time
         for message in node.kubelet.log.messages
@@ -187,8 +188,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="make hardware-bench", description="Measure usbplugin on a real USB stack."
     )
-    parser.add_argument("--rounds", type=int, default=200, help="of one device (default 200)")
-    parser.add_argument("--storms", type=int, default=5, help="of all devices (default 5)")
+    parser.add_argument("--rounds", type=int, default=200, help="with one device (default 200)")
+    parser.add_argument("--storms", type=int, default=5, help="with all devices (default 5)")
     parser.add_argument("--output", type=Path, default=Path("results/hardware/bench.json"))
     options = parser.parse_args()
     report = Report()

@@ -1,8 +1,8 @@
-"""What ``usbplugin serve`` does while nothing happens, beside the floor at the same time.
+"""What ``usbplugin serve`` does while nothing happens, compared with the floor at the same time.
 
-Several processes of each, for how often gRPC's threads wake up is partly luck, and differs by a
-third from one process to the next. So there are two questions: what do our own threads do, and do
-gRPC's have more to do than in the floor, by more than chance explains?
+Runs several processes of each, because how often gRPC's threads wake up is partly luck, and varies
+by a third between processes. So there are two questions: what do our own threads do, and do gRPC's
+have more to do than the floor's, by more than chance explains?
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from benchmarks.report import Report
 
 PROCESSES = 6
-"""Of each."""
+"""How many of each."""
 _SETTLE_SECONDS = 15
-"""For so long gRPC's threads look around, ever more rarely, after their last work."""
+"""How long gRPC's threads keep polling, less and less often, after their last work."""
 _GRPC = ("event_engine", "lifeguard", "grpc_")
 _LIKELY = 2.0
-"""So many standard errors are put down to chance."""
+"""How many standard errors are put down to chance."""
 
 
 @dataclass(frozen=True, slots=True)
 class Idleness:
-    """Wake-ups a second, and CPU in percent, of all threads and of those that are not gRPC's."""
+    """Wake-ups per second and CPU in percent, of all threads and of all but gRPC's."""
 
     wakes: float
     busy: float
@@ -55,7 +55,7 @@ class _Watch:
     def stop(self) -> Idleness:
         seconds = time.monotonic() - self._began
         now = threads(self._pid)
-        # What a thread did that has ended meanwhile is not known.
+        # What threads that have ended did is not known.
         pairs = [(self._before[each], now[each]) for each in self._before.keys() & now.keys()]
         own = [pair for pair in pairs if not pair[0].name.startswith(_GRPC)]
         rates = []
@@ -86,7 +86,7 @@ async def measure(report: Report, seconds: float) -> None:
     report.add("  of our own threads", statistics.fmean(one.own_wakes for one in ours), "1/s", 1)
     report.add("  the floor's", statistics.fmean(floor_wakes), "1/s")
     floor_busy = statistics.fmean(one.busy for one in least)
-    # On a slow machine the floor alone takes all that, and more.
+    # On a slow machine, the floor alone may exceed the absolute bar.
     bar = max(0.05, floor_busy + 0.02)
     report.add("idle CPU", statistics.fmean(one.busy for one in ours), "%", bar)
     report.add("  of our own threads", statistics.fmean(one.own_busy for one in ours), "%", 0.02)

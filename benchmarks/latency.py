@@ -1,8 +1,8 @@
-"""From a fact to the kubelet's end of the stream, and calls of the kubelet, beside the floor's.
+"""From a fact to the kubelet's end of the stream, and calls from the kubelet; ours and the floor's.
 
-The plugin and the floor are processes of their own, as a plugin is beside its kubelet; each has an
-embedded kubelet at its other end, here. All times are CLOCK_MONOTONIC, which the processes of one
-machine share. The two take turns, for machines are noisy.
+The plugin and the floor each run in a process of their own, as a plugin does beside its kubelet,
+and talk to an embedded kubelet in this process. All times are on CLOCK_MONOTONIC, which processes
+on one machine share. The two take turns, because machines are noisy.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Node:
         return self.kubelet.log.messages[0].time - await self.plugin.answer()
 
     def channel(self) -> grpc.aio.Channel:
-        """A connection to the plugin, as the kubelet's own."""
+        """A connection to the plugin, like the kubelet's own."""
         names = {path.name for path in self.kubelet.directory.glob("*.sock")}
         (name,) = names - {self.kubelet.socket.name}
         return grpc.aio.insecure_channel(f"unix:{self.kubelet.directory / name}")
@@ -62,7 +62,7 @@ async def node(count: int) -> AsyncIterator[Node]:
 
 @asynccontextmanager
 async def bare_node(count: int) -> AsyncIterator[Node]:
-    """The floor with as many."""
+    """The floor with ``count`` devices."""
     async with _node("benchmarks.floor", floor.RESOURCE, count) as bare:
         yield bare
 
@@ -81,11 +81,11 @@ async def _node(module: str, resource: str, count: int) -> AsyncIterator[Node]:
 
 
 async def messages(count: int, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds from a device gone, or back, until the kubelet has the message; ours and the floor's.
+    """Seconds from a device going or coming until the kubelet knows; ours and the floor's.
 
-    The floor has nothing to do but to hand over a message that was made before. Of each there are
-    several processes, one after the other: where the scheduler puts their threads is chance, stays
-    as it is, and decides on a fifth of the time.
+    All the floor has to do is send a prepared message. Several processes of each run one after the
+    other: where the scheduler puts their threads is chance, never changes, and decides a fifth of
+    the time.
     """
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(PROCESSES):
@@ -97,7 +97,7 @@ async def messages(count: int, rounds: int) -> tuple[list[float], list[float]]:
 
 
 async def calls(rounds: int) -> dict[str, tuple[list[float], list[float]]]:
-    """Seconds that calls take over the socket, ours and the floor's, taking turns."""
+    """Seconds that calls over the socket take; ours and the floor's, taking turns."""
     device = device_id(3)
     allocate = v1beta1.AllocateRequest(
         container_requests=[v1beta1.ContainerAllocateRequest(devices_ids=[device])]

@@ -1,4 +1,4 @@
-"""How much memory the plugin takes, with few devices and with many, and after a million facts."""
+"""How much memory the plugin takes with few devices, with many, and after a million facts."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 _BARS = {10: 48.0, 1000: 60.0}
 _WARM_UP = 100_000
-"""Facts after which all is allocated that is going to be: one in 500 is of a new device, and of
-those that are gone 256 are remembered."""
+"""Facts after which memory should stop growing: one in 500 is about a new device, and only 256
+unplugged devices are remembered."""
 _GROWTH_BAR = 2.0
 
 

@@ -1,4 +1,4 @@
-"""``usbplugin serve`` as a process: its start, a kubelet's restart; what proc(5) tells."""
+"""``usbplugin serve`` as a process: how fast it starts, and recovers from a kubelet's restart."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEVICES = 10
 
 @contextmanager
 def process(*command: str) -> Iterator[int]:
-    """``python -m COMMAND``, killed in the end."""
+    """Run ``python -m COMMAND``, and kill it in the end."""
     with subprocess.Popen([sys.executable, "-m", *command], stderr=subprocess.DEVNULL) as running:
         try:
             yield running.pid
@@ -34,7 +34,7 @@ def process(*command: str) -> Iterator[int]:
 
 
 def resident(pid: int) -> float:
-    """Resident memory, MiB."""
+    """Resident memory in MiB."""
     return int(_status(Path(f"/proc/{pid}/status"))["VmRSS"].split()[0]) / 1024
 
 
@@ -44,11 +44,11 @@ class Thread:
     wakes: int
     """Voluntary context switches: how often it went to sleep."""
     cpu: float
-    """Seconds, to the nanosecond."""
+    """Seconds, with nanosecond resolution."""
 
 
 def threads(pid: int) -> dict[str, Thread]:
-    """By ID, those that live."""
+    """The live threads, by ID."""
     found = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
         with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
@@ -60,7 +60,7 @@ def threads(pid: int) -> dict[str, Thread]:
 
 
 def cpu(pid: int) -> float:
-    """Seconds of CPU used by all threads that live."""
+    """CPU seconds used by all live threads."""
     return sum(thread.cpu for thread in threads(pid).values())
 
 
@@ -70,9 +70,9 @@ def _status(path: Path) -> dict[str, str]:
 
 @contextmanager
 def served(count: int) -> Iterator[tuple[EmbeddedKubelet, list[str]]]:
-    """A kubelet, not started yet, and the command that serves so many devices to it.
+    """A kubelet, not yet started, and the command that serves ``count`` devices to it.
 
-    They are entries of a directory, each with descriptors of its own; all lead to /dev/null.
+    The devices are directory entries with their own descriptors, all linked to /dev/null.
     """
     with scratch() as path:
         root = Path(path)

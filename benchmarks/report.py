@@ -1,4 +1,4 @@
-"""What was measured, against which bar, as a table and as JSON."""
+"""Measurements and their bars, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Report:
     def times(
         self, name: str, seconds: Sequence[float], bar_ms: float | None = None, note: str = ""
     ) -> float:
-        """Add median and 99th percentile; return the median in seconds."""
+        """Add the median and the 99th percentile; return the median in seconds."""
         middle = statistics.median(seconds)
         p99 = sorted(seconds)[math.ceil(0.99 * len(seconds)) - 1]
         self.add(name, 1000 * middle, "ms", bar_ms, f"p99 {1000 * p99:.2f} ms; {note}".rstrip("; "))

@@ -1,4 +1,4 @@
-"""Many devices plugged and pulled as fast as a source can say so."""
+"""Many devices plugged and unplugged as fast as a source can report it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``usbplugin`` as a process of its own, with a source that finds what the benchmark says."""
+"""``usbplugin`` in a process of its own, with a source controlled by the benchmark."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 RESOURCE = "usbplugin/serial"
 BATCH = 1000
-"""Facts of a churn that are posted before it waits for them to be heeded."""
+"""How many facts a churn posts before it waits for them to be handled."""
 INVENTED = 1000
-"""One in so many of these is a device that was never seen before."""
+"""One fact in this many is about a device never seen before."""
 _SENTINEL = 99_999
 _NULL = DeviceNumber.of(Path("/dev/null").stat().st_rdev)
 
@@ -48,7 +48,7 @@ def port(number: int, serial: str = "", directory: str = "") -> Port:
 
 
 def lay(directory: Path, ports: Iterable[Port]) -> None:
-    """Make the entries of these ports: starts of containers look at them."""
+    """Create the ports' directory entries, which container starts look at."""
     directory.mkdir()
     for one in ports:
         assert one.usb is not None
@@ -74,7 +74,7 @@ def device_id(number: int) -> str:
 
 
 class ScriptedSource:
-    """A source that posts what it is told, from a thread of its own."""
+    """A source that posts what it is told to, from a thread of its own."""
 
     name = "scripted"
 
@@ -98,14 +98,14 @@ class ScriptedSource:
         self._stopped.set()
 
     def post(self, fact: Fact) -> float:
-        """Post a fact; return when."""
+        """Post a fact; return the time."""
         now = time.monotonic()
         self._post(fact)
         return now
 
 
 class Script:
-    """What the benchmark may want of it; runs in a thread beside the event loop."""
+    """The benchmark's commands; runs in a thread beside the event loop."""
 
     def __init__(
         self, agent: Agent, source: ScriptedSource, loop: asyncio.AbstractEventLoop
@@ -125,7 +125,7 @@ class Script:
         return self._source.post(PortPresent(self._source.name, port(number)))
 
     def storm(self, size: int) -> float:
-        """Plug and pull so many devices as fast as can be said; one more stays."""
+        """Plug and unplug ``size`` devices as fast as possible; one more stays."""
         began = time.monotonic()
         for number in range(1, size):
             self.plug(number)
@@ -135,7 +135,7 @@ class Script:
         return began
 
     def churn(self, facts: int) -> float:
-        """Post so many facts of devices that come and go, some of them under invented serials."""
+        """Post ``facts`` facts about devices coming and going, some with invented serials."""
         while facts > 0:
             for _ in range(BATCH // 2):
                 self._facts += 1
@@ -164,7 +164,7 @@ class Script:
 async def _run(root: Path, count: int) -> None:
     source = ScriptedSource(count, root / "dev")
     agent = Agent(
-        # Here a device is pulled far more often than one that is to be trusted may be.
+        # The benchmark unplugs devices far more often than the flapping limit would allow.
         Config(flapping=Flapping(times=60, window="1ms")),
         [source],
         Places(
@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("root", type=Path)
     parser.add_argument("count", type=int)
     options = parser.parse_args()
-    # As many lines as in production, and as long.
+    # Log as many lines as in production, and as long ones.
     logs.configure("info", logs.LogFormat.TEXT, sys.stderr)
     asyncio.run(_run(options.root, options.count))
 
