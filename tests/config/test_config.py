@@ -22,7 +22,7 @@ def error(text: str) -> str:
     return message
 
 
-def test_nothing_at_all_means_every_port_is_usbplugin_serial() -> None:
+def test_an_empty_file_means_every_port_is_usbplugin_serial() -> None:
     assert parse(b"") == Config()
     (resource,) = Config().resources
     assert resource.name == "usbplugin/serial"

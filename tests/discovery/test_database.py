@@ -41,7 +41,7 @@ def is_readable(watch: DatabaseWatch) -> bool:
     return bool(select.select([watch], [], [], 0)[0])
 
 
-def test_a_udevd_is_known_by_what_it_has_written(directory: Path) -> None:
+def test_udevd_is_recognised_by_what_it_has_written(directory: Path) -> None:
     for _ in range(2):
         assert not udevd_has_written(str(directory))
         write(directory, "c188:0")
@@ -52,9 +52,7 @@ def test_a_udevd_is_known_by_what_it_has_written(directory: Path) -> None:
         directory.mkdir()
 
 
-def test_it_tells_what_was_written_and_what_was_deleted(
-    watch: DatabaseWatch, directory: Path
-) -> None:
+def test_written_and_deleted_entries_are_reported(watch: DatabaseWatch, directory: Path) -> None:
     assert watch.refresh()
     assert not is_readable(watch)
     write(directory, "c188:0")
@@ -66,13 +64,13 @@ def test_it_tells_what_was_written_and_what_was_deleted(
     assert watch.changed() == set()
 
 
-def test_what_is_not_finished_is_not_told(watch: DatabaseWatch, directory: Path) -> None:
+def test_unfinished_entries_are_not_reported(watch: DatabaseWatch, directory: Path) -> None:
     watch.refresh()
     (directory / ".#c188:0abcdef").write_text("I:1\n")
     assert not is_readable(watch)
 
 
-def test_a_directory_that_is_made_later_or_anew_is_watched_from_then_on(
+def test_a_directory_created_later_or_recreated_is_watched_from_then_on(
     watch: DatabaseWatch, directory: Path
 ) -> None:
     directory.rmdir()
@@ -88,7 +86,7 @@ def test_a_directory_that_is_made_later_or_anew_is_watched_from_then_on(
         assert not watch.refresh()
 
 
-def test_more_than_the_kernel_keeps_means_that_anything_may_have_changed(
+def test_after_a_queue_overflow_anything_may_have_changed(
     watch: DatabaseWatch, directory: Path
 ) -> None:
     watch.refresh()

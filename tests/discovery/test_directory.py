@@ -41,7 +41,7 @@ def touch(directory: Path, name: str) -> None:
     ("meanwhile", "found"),
     [(pull, []), (replug, [("/dev/zero", "OTHER")]), (touch, [("/dev/null", "FIRST")])],
 )
-def test_what_is_read_of_an_entry_is_all_of_one(
+def test_an_entry_is_never_read_as_a_mix_of_two(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -63,9 +63,7 @@ def test_what_is_read_of_an_entry_is_all_of_one(
     assert not caplog.records
 
 
-def test_a_path_that_no_message_can_hold_is_refused(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unprintable_path_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (odd_devices := tmp_path / os.fsdecode(b"d\xfe")).mkdir()
     (odd_devices / "ttyUSB0").symlink_to("/dev/null")
     assert DirectorySource(odd_devices).scan() == ()
@@ -73,7 +71,7 @@ def test_a_path_that_no_message_can_hold_is_refused(
     assert "not printable" in record.message
 
 
-def test_what_is_no_character_device_is_told_of_once(
+def test_an_entry_that_is_not_a_character_device_is_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "ttyUSB0").write_text("a file")

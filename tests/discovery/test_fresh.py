@@ -1,4 +1,4 @@
-"""A look at the moment of a decision, when no source has told of what happened."""
+"""A look at the moment of a decision, when no source has reported what happened."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def test_a_usable_serial_names_the_device() -> None:
     assert first(serial="A5069RR4") == "usb-0403:6001-A5069RR4-if00"
 
 
-def test_the_name_does_not_hang_on_node_or_location() -> None:
+def test_the_id_does_not_depend_on_node_or_location() -> None:
     assert first(name="ttyUSB0", location="0000:00:14.0-1") == first(
         name="ttyUSB7", location="0000:00:14.0-3.4"
     )
@@ -37,7 +37,7 @@ def test_interface_and_port_number_tell_ports_of_one_device_apart() -> None:
     "serial",
     ["", "  ", "0", "0000", "0001", "1", "123456", "1234567890", "0123456789ABCDEF", "ffffffff"],
 )
-def test_serials_that_every_unit_shares_are_no_serials(serial: str) -> None:
+def test_serials_shared_by_every_unit_do_not_count(serial: str) -> None:
     assert not is_usable_serial(serial)
     assert first(serial=serial) == "usb-0403:6001-at-0000:00:14.0-1-if00"
 
@@ -65,7 +65,7 @@ def test_replaced_characters_leave_a_digest() -> None:
     assert one.startswith("usb-0403:6001-A_B-")
 
 
-def test_long_serials_that_differ_in_the_end_stay_apart() -> None:
+def test_long_serials_that_differ_at_the_end_stay_apart() -> None:
     assert first(serial="X" * 125 + "1") != first(serial="X" * 125 + "2")
 
 

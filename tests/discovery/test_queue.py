@@ -17,7 +17,7 @@ def fact(number: int) -> Fact:
     return PortGone("test", f"ttyUSB{number}")
 
 
-async def test_whatever_threads_post_is_taken_once_and_in_their_order() -> None:
+async def test_posted_facts_are_taken_once_and_in_order() -> None:
     taken: list[Fact] = []
     everything = asyncio.Event()
 
@@ -43,7 +43,7 @@ async def test_whatever_threads_post_is_taken_once_and_in_their_order() -> None:
         assert [each for each in taken if each in set(own)] == own
 
 
-async def test_at_a_moment_there_need_be_no_facts_and_the_last_word_counts() -> None:
+async def test_the_timer_fires_without_facts_and_the_last_setting_counts() -> None:
     calls: list[tuple[list[Fact], float]] = []
     called = asyncio.Event()
 
@@ -62,7 +62,7 @@ async def test_at_a_moment_there_need_be_no_facts_and_the_last_word_counts() -> 
     assert at > moment - 0.01  # the loop's clock is coarse
 
 
-async def test_what_taking_fails_with_ends_it() -> None:
+async def test_an_error_while_taking_ends_it() -> None:
     taken: list[Fact] = []
 
     def take(batch: list[Fact]) -> None:
@@ -78,7 +78,7 @@ async def test_what_taking_fails_with_ends_it() -> None:
     assert taken == [fact(0)]
 
 
-async def test_nothing_is_taken_once_nobody_runs_it() -> None:
+async def test_nothing_is_taken_after_it_was_cancelled() -> None:
     taken: list[Fact] = []
     queue = FactQueue(taken.extend)
     running = asyncio.create_task(queue.run())

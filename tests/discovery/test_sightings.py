@@ -117,7 +117,7 @@ def test_a_port_settles_when_udevd_is_done(bench: Bench) -> None:
     assert bench.look().noticed == 105.05
 
 
-def test_a_new_life_is_told_from_the_last_and_its_entry_from_the_lasts(bench: Bench) -> None:
+def test_two_lives_of_a_name_and_their_entries_are_told_apart(bench: Bench) -> None:
     bench.plug()
     bench.udev.write(1)
     assert bench.readiness() is Readiness.READY
@@ -134,7 +134,7 @@ def test_a_new_life_is_told_from_the_last_and_its_entry_from_the_lasts(bench: Be
     assert bench.readiness() is Readiness.READY
 
 
-def test_an_entry_that_a_late_udevd_writes_of_the_last_life_does_not_count(bench: Bench) -> None:
+def test_a_late_udevd_entry_about_the_previous_life_does_not_count(bench: Bench) -> None:
     bench.plug()
     bench.udev.write(1)
     bench.look()
@@ -152,7 +152,7 @@ def test_an_entry_that_a_late_udevd_writes_of_the_last_life_does_not_count(bench
     assert bench.readiness() is Readiness.READY
 
 
-def test_a_udevd_that_missed_a_removal_goes_on_with_the_old_entry(bench: Bench) -> None:
+def test_a_udevd_that_missed_a_removal_keeps_the_old_entry(bench: Bench) -> None:
     bench.plug()
     bench.udev.write(1)
     bench.look()
@@ -198,7 +198,7 @@ def test_a_busy_udevd_is_waited_for_each_time(bench: Bench) -> None:
     assert bench.readiness() is Readiness.SETTLING
 
 
-def test_without_udevd_sysfs_has_to_do_at_once(bench: Bench) -> None:
+def test_without_udevd_sysfs_is_used_at_once(bench: Bench) -> None:
     bench.udevd_runs = False
     bench.plug()
     assert bench.readiness() is Readiness.UNCONFIRMED
@@ -207,7 +207,7 @@ def test_without_udevd_sysfs_has_to_do_at_once(bench: Bench) -> None:
     assert bench.readiness() is Readiness.READY
 
 
-def test_looks_are_frequent_only_where_nothing_tells(bench: Bench) -> None:
+def test_looks_are_frequent_only_without_notifications(bench: Bench) -> None:
     bench.plug()
     bench.look()
     assert bench.sightings.next_look == pytest.approx(bench.clock.now + 0.25)

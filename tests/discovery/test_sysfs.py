@@ -106,7 +106,7 @@ def test_hostile_descriptors_are_rendered_printable(sysfs: FakeSysfs) -> None:
     assert tty.usb.serial == r" a\x0ab\x00\xff\u202e\\ "
 
 
-def test_location_does_not_hang_on_the_bus_number(sysfs: FakeSysfs) -> None:
+def test_location_does_not_depend_on_the_bus_number(sysfs: FakeSysfs) -> None:
     one = read_tty(sysfs.cdc_acm(sysfs.device(bus=1), "ttyACM0"))
     other = read_tty(sysfs.cdc_acm(sysfs.device(bus=5), "ttyACM1"))
     assert one is not None

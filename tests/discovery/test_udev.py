@@ -51,9 +51,9 @@ def test_a_node_made_during_the_first_look_is_looked_for(dev: Path) -> None:
         assert [reasons.get(timeout=5) for _ in range(2)] == ["start", "change"]
 
 
-def test_a_watch_that_was_mended_is_followed_by_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repaired_watch_causes_a_rescan(monkeypatch: pytest.MonkeyPatch) -> None:
     class DiesInSilence(DirectoryWatch):
-        """Found dead the third time it is refreshed: nothing tells of that before."""
+        """Found dead the third time it is refreshed, with no earlier sign of it."""
 
         refreshed = 0
 

@@ -78,7 +78,7 @@ def is_(finding: Finding, grade: Grade, found: str, remedy: str = "") -> None:
     assert remedy in finding.remedy
 
 
-def test_a_container_is_told_from_a_host(tree: Path) -> None:
+def test_containers_and_hosts_are_told_apart(tree: Path) -> None:
     assert not grow(tree, {"proc/self/mountinfo": HOST}).in_container
     node = grow(tree, {"proc/self/mountinfo": POD})
     assert node.in_container
@@ -205,7 +205,7 @@ async def run(check: Check, places: Places, config: Config | None = None) -> Fin
     return await asyncio.to_thread(check, Node(config=config or Config(), places=places))
 
 
-async def test_a_kubelet_that_is_there(kubelet_node: WholeNode) -> None:
+async def test_a_running_kubelet(kubelet_node: WholeNode) -> None:
     places = kubelet_node.places
     is_(await run(kubelet.check_kubelet, places), Grade.OK, "the kubelet answers")
     assert not kubelet_node.kubelet.log.registrations
@@ -220,7 +220,7 @@ async def test_a_kubelet_that_is_there(kubelet_node: WholeNode) -> None:
         is_(await run(kubelet.check_holders, places), Grade.OK, "1 of our devices held")
 
 
-async def test_a_kubelet_that_is_away(kubelet_node: WholeNode) -> None:
+async def test_a_missing_kubelet(kubelet_node: WholeNode) -> None:
     places = kubelet_node.places
     await kubelet_node.kubelet.stop()
     is_(await run(kubelet.check_kubelet, places), Grade.FAIL, "does not answer", "log")
@@ -251,7 +251,7 @@ def test_a_socket_that_cannot_be_looked_at_is_not_there(
     is_(kubelet.check_holders(Node(places=places)), Grade.WARN, "no socket at", "--pod-resources")
 
 
-def test_a_check_that_may_not_look_says_so_and_the_others_go_on(
+def test_a_check_that_is_denied_access_says_so_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forbid(monkeypatch, tmp_path)
@@ -384,7 +384,7 @@ def test_brltty(tree: Path) -> None:
     is_(rivals.check_brltty(node), Grade.OK, "brltty not found")
 
 
-def test_who_else_has_a_port_open(tree: Path) -> None:
+def test_other_processes_with_a_port_open(tree: Path) -> None:
     node = grow(
         tree,
         {
@@ -404,7 +404,7 @@ def test_who_else_has_a_port_open(tree: Path) -> None:
     is_(rivals.check_openers(node), Grade.OK, "no process outside a pod")
 
 
-async def test_the_command_on_a_node_that_is_well(
+async def test_the_command_on_a_healthy_node(
     kubelet_node: WholeNode, capsys: pytest.CaptureFixture[str]
 ) -> None:
     places = kubelet_node.places

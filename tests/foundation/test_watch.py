@@ -17,7 +17,7 @@ async def test_a_directory_without_a_parent_in_its_path(directory: Path) -> None
     await looks.aclose()  # type: ignore[attr-defined]  # a generator has it
 
 
-async def test_a_change_is_told(tmp_path: Path) -> None:
+async def test_a_change_is_reported(tmp_path: Path) -> None:
     looks = aiter(follow(tmp_path, asyncio.Event()))
     await anext(looks)
     (tmp_path / "new").touch()
@@ -25,7 +25,7 @@ async def test_a_change_is_told(tmp_path: Path) -> None:
     await looks.aclose()  # type: ignore[attr-defined]
 
 
-async def test_a_file_that_is_written_in_place_is_told(tmp_path: Path) -> None:
+async def test_a_file_written_in_place_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("a")
     looks = aiter(follow(tmp_path, asyncio.Event(), contents=True))
@@ -35,7 +35,7 @@ async def test_a_file_that_is_written_in_place_is_told(tmp_path: Path) -> None:
     await looks.aclose()  # type: ignore[attr-defined]
 
 
-async def test_a_file_is_told_of_once_it_is_whole(tmp_path: Path) -> None:
+async def test_a_file_is_reported_once_it_is_complete(tmp_path: Path) -> None:
     changed = asyncio.Event()
     looks = aiter(follow(tmp_path, changed, contents=True))
     await anext(looks)

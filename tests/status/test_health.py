@@ -1,4 +1,4 @@
-"""Liveness is honest: a socket that is there but mute, and a source that hangs, are found out."""
+"""Liveness is honest: it notices a socket that is there but mute, and a source that hangs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "_TIMEOUT", 0.2)
 
 
-async def test_a_mute_socket_is_told_from_a_dead_one(mute: Path, tmp_path: Path) -> None:
+async def test_mute_and_dead_sockets_are_told_apart(mute: Path, tmp_path: Path) -> None:
     assert "mute.sock does not answer: DEADLINE_EXCEEDED" in await probe.silence_of(mute)
     assert "UNAVAILABLE" in await probe.silence_of(tmp_path / "none.sock")
     assert "DEADLINE_EXCEEDED" in await probe.kubelet_silence(mute)
@@ -94,7 +94,7 @@ async def test_a_source_that_is_silent_for_too_long_is_not_alive(
 
 
 class Hanging:
-    """A source that never comes to list its ports."""
+    """A source that never gets as far as listing its ports."""
 
     name = "hanging"
 
@@ -111,7 +111,7 @@ class Hanging:
         self._end.set()
 
 
-async def test_a_source_that_hangs_from_the_start_is_found_out(
+async def test_a_source_that_hangs_from_the_start_is_noticed(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(health, "LONGEST_SILENCE", 0.0)

@@ -40,7 +40,7 @@ async def test_an_event_says_what_happened() -> None:
     assert first.time.endswith("Z")
 
 
-async def test_holders_that_come_and_go_are_told_apart_from_other_changes() -> None:
+async def test_changes_of_holders_are_told_apart_from_other_changes() -> None:
     history = History()
     held = device(holders=("ns/pod/main",))
     for state in (device(), held, device(ports=(usb_port("ttyUSB7"),), holders=held.holders)):
@@ -69,7 +69,7 @@ async def test_following_gives_the_past_then_what_happens_and_a_sign_of_life() -
     assert await anext(history.follow(3, 0.001)) == []
 
 
-async def test_whoever_is_slow_misses_the_oldest_and_can_tell() -> None:
+async def test_a_slow_follower_misses_the_oldest_and_can_tell() -> None:
     history = History(most=2)
     follower = history.follow(0, FAR)
     history.record([change(device(1))])

@@ -1,4 +1,4 @@
-"""What a running agent tells, asked over its Unix socket as anybody on the node would."""
+"""What a running agent reports when asked over its Unix socket."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def daemon(node: Node) -> Daemon:
 
 @asynccontextmanager
 async def answering(node: Node) -> AsyncIterator[Agent]:
-    """An agent that can be asked, whatever else it has come to."""
+    """Start an agent, and wait only until its socket answers."""
     async with node.agent() as agent:
         async with asyncio.timeout(10):
             while not await daemon(node).is_there():
@@ -120,7 +120,7 @@ async def test_alive_means_that_the_plugins_own_socket_answers(node: Node) -> No
 
 
 class Failing:
-    """A source that lists once, and fails when it is told to."""
+    """A source that lists once, then fails when told to."""
 
     name = "failing"
 
@@ -139,7 +139,7 @@ class Failing:
         self.fail.set()
 
 
-async def test_a_source_that_fails_is_told_and_counted(node: Node) -> None:
+async def test_a_failing_source_is_reported_and_counted(node: Node) -> None:
     source = Failing()
     async with node.run_agent([source], PATIENT):
         await node.kubelet.wait_for(lambda: node.kubelet.resource(SERIAL).connected)
@@ -169,7 +169,7 @@ async def test_devices_are_listed_with_holders_and_since(node: Node) -> None:
         assert "is gone: unplugged" in str(row["reason"])
 
 
-async def test_who_looks_is_told_who_holds_a_device_now(node: Node) -> None:
+async def test_devices_show_their_current_holders(node: Node) -> None:
     async with node.agent() as agent:
         await node.kubelet.wait_healthy(SERIAL, {GPS})
         for look in (rows_say, metrics_say):
@@ -194,7 +194,7 @@ async def metrics_say(node: Node) -> int:
     return int(found[f"usbplugin_device_holders {SERIAL} {GPS}"])
 
 
-async def test_who_asks_what_happened_is_told_that_a_pod_is_gone(node: Node) -> None:
+async def test_past_events_show_that_a_pod_is_gone(node: Node) -> None:
     async with node.agent() as agent:
         await node.kubelet.wait_healthy(SERIAL, {GPS})
         container = await node.kubelet.run_container(SERIAL)
@@ -205,7 +205,7 @@ async def test_who_asks_what_happened_is_told_that_a_pod_is_gone(node: Node) -> 
                 pass
 
 
-async def test_who_follows_is_told_that_a_pod_is_gone(
+async def test_followed_events_show_that_a_pod_is_gone(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(site, "_KEEP_ALIVE", 0.1)
@@ -249,7 +249,7 @@ async def test_a_device_known_from_its_holder_alone_is_listed_too(node: Node) ->
         assert f"usbplugin_device_holders {SERIAL} {GPS}" in await metrics(node)
 
 
-async def test_events_are_told_from_the_past_to_what_happens(node: Node) -> None:
+async def test_following_yields_past_events_then_new_ones(node: Node) -> None:
     async with node.agent():
         await node.kubelet.wait_healthy(SERIAL, {GPS})
         async with aclosing(daemon(node).follow()) as events:
@@ -271,7 +271,7 @@ async def test_following_ends_with_the_daemon(node: Node) -> None:
     assert not await daemon(node).is_there()
 
 
-async def test_whoever_comes_back_gets_what_was_missed(node: Node) -> None:
+async def test_a_returning_follower_gets_what_it_missed(node: Node) -> None:
     accept = "Accept: text/event-stream"
     async with node.agent():
         await node.kubelet.wait_healthy(SERIAL, {GPS})

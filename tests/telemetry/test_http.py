@@ -115,7 +115,7 @@ async def test_nothing_but_get_and_head(method: str) -> None:
     ],
     ids=str,
 )
-async def test_what_is_no_request(request_: bytes, status: int) -> None:
+async def test_invalid_requests(request_: bytes, status: int) -> None:
     async with serving() as server:
         answer = await asked(server, request_)
         assert answer.startswith(f"HTTP/1.1 {status} ".encode())
@@ -133,7 +133,7 @@ async def test_odd_paths_are_paths(path: str) -> None:
         assert b"Set-Cookie" not in head
 
 
-async def test_whoever_hangs_up_in_the_middle_does_no_harm() -> None:
+async def test_a_client_that_hangs_up_midway_does_no_harm() -> None:
     async with serving() as server:
         for beginning in (b"", b"GET / HT"):
             async with connected(server) as (_, writer):
@@ -225,7 +225,7 @@ def test_addresses(text: str, address: tuple[str | None, int]) -> None:
 @pytest.mark.parametrize(
     "text", ["", "9808", "host", "host:", ":65536", "::1:80", "a b:1", "h:80 "]
 )
-def test_what_is_no_address(text: str) -> None:
+def test_invalid_addresses(text: str) -> None:
     with pytest.raises(ConfigError, match="--http-address: expected HOST:PORT"):
         parse_address(text)
 

@@ -68,7 +68,7 @@ def test_numbers_come_through_exactly(value: float) -> None:
 
 
 @given(st.text(), st.integers(0, 10**15))
-def test_whatever_a_label_holds_it_stays_one_sample_on_one_line(text: str, value: int) -> None:
+def test_a_sample_stays_on_one_line_whatever_its_labels_contain(text: str, value: int) -> None:
     metric = Metric("test_info", Kind.GAUGE, "Help with a \\ and a \n in it.", ("a", "b"))
     rendered = render([Readings(metric, {(text, "end"): value})]).decode()
     assert len(rendered.rstrip("\n").split("\n")) == 3

@@ -1,4 +1,4 @@
-"""Log lines of the real process: one event each, whatever gRPC and devices come up with."""
+"""Log lines of the real process: one event each, whatever gRPC and devices do."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def test_what_grpc_says_in_its_c_core_does_not_slip_between_the_lines(node
     assert {record["logger"].partition(".")[0] for record in records} == {"usbplugin"}
 
 
-async def test_a_storm_is_told_in_a_few_lines(node: Node) -> None:
+async def test_a_storm_takes_only_a_few_lines(node: Node) -> None:
     config = node.root / "config.yaml"
     config.write_text("flapping: {times: 60}")
     async with node.serve("--log-format", "json", "--config", str(config)) as process:

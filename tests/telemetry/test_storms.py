@@ -68,7 +68,7 @@ def test_a_few_are_all_shown(storm: Storm) -> None:
     assert len(storm.lines()) == MOST_ALIKE
 
 
-def test_of_many_alike_the_rest_is_counted_and_told_at_the_end(storm: Storm) -> None:
+def test_the_number_of_suppressed_records_is_logged_at_the_end(storm: Storm) -> None:
     for _ in range(MOST_ALIKE + 90):
         storm.log("device unplugged", logging.WARNING, device="d1")
     assert len(storm.lines()) == MOST_ALIKE
@@ -114,7 +114,7 @@ def test_memory_is_bounded_however_many_texts_there_are(storm: Storm) -> None:
     assert logged["info",] + suppressed["info",] == 5 * storms._MOST_WINDOWS
 
 
-def test_when_the_window_is_over_it_is_told_even_if_nothing_else_is_logged() -> None:
+def test_the_summary_is_logged_when_the_window_ends_even_if_nothing_else_is() -> None:
     storm = Storm(0.05)
     # On a busy machine a window may be over before it is full.
     while not storm.counts.suppressed().get(("info",)):
@@ -123,7 +123,7 @@ def test_when_the_window_is_over_it_is_told_even_if_nothing_else_is_logged() -> 
     assert "'count': " in storm.lines()[-1]
 
 
-def test_what_is_held_back_is_told_at_exit_and_the_uncaught_is_one_line() -> None:
+def test_the_summary_is_logged_at_exit_and_an_uncaught_error_takes_one_line() -> None:
     code = """
 import logging
 from usbplugin.telemetry import logs

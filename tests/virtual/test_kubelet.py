@@ -604,7 +604,7 @@ async def test_a_container_gets_what_the_plugin_answered(
     assert kubelet.holders == (Holder("default", "p", "c", TTY, ("a", "b")),)
 
 
-async def test_held_and_unhealthy_devices_are_not_handed_out(
+async def test_held_and_unhealthy_devices_are_not_allocated(
     kubelet: EmbeddedKubelet, plugin: Plugin
 ) -> None:
     plugin.send(a="Unhealthy", b="Healthy", c="Healthy")
