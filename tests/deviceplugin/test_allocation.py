@@ -265,25 +265,29 @@ def test_one_hub_counts_more_than_one_numa_node() -> None:
     assert list(prefer(request, snapshot, 1).deviceIDs) == ["chosen", "same-hub"]
 
 
-def test_the_hub_and_node_that_most_of_the_chosen_share_decide() -> None:
-    must = ("hub1-old", "hub2-a", "hub2-b")
-    assert preferred(4, must=must) == [*must, "hub1-new"]
+@pytest.mark.parametrize(
+    "places",
+    [
+        # Hub and NUMA node of c, a, b, and of what is free: beside c, and beside a and b.
+        [("2", 0), ("1", 0), ("1", 0), ("2", 0), ("1", 0)],
+        [("2", 1), ("1", 0), ("3", 0), ("4", 1), ("5", 0)],
+    ],
+    ids=["hub", "numa-node"],
+)
+def test_where_most_of_the_chosen_are_decides(places: list[tuple[str, int]]) -> None:
+    names = ["c", "a", "b", "beside-c", "beside-a-and-b"]
     snapshot = Snapshot(
         SERIAL,
         tuple(
-            device(name, usb_port(location=location, numa_node=node), since=since)
-            for name, location, node, since in (
-                ("a", "pci-1.1", 0, 9.0),
-                ("b", "pci-1.2", 0, 9.0),
-                ("c", "pci-2.1", 1, 9.0),
-                ("beside-c", "pci-2.2", 1, 1.0),
-                ("beside-a-and-b", "pci-1.3", 0, 2.0),
+            device(
+                name,
+                usb_port(location=f"pci-{hub}.{position}", numa_node=node),
+                since=float(position),
             )
+            for position, (name, (hub, node)) in enumerate(zip(names, places, strict=True))
         ),
     )
     request = v1beta1.ContainerPreferredAllocationRequest(
-        available_deviceIDs=["beside-c", "beside-a-and-b"],
-        must_include_deviceIDs=["c", "a", "b"],
-        allocation_size=4,
+        available_deviceIDs=names[3:], must_include_deviceIDs=names[:3], allocation_size=4
     )
     assert list(prefer(request, snapshot, 1).deviceIDs) == ["c", "a", "b", "beside-a-and-b"]

@@ -454,3 +454,113 @@ def test_until_the_kubelet_has_said_who_holds_what_the_memory_counts() -> None:
     restarted.hold([], replay.now, replay.now)
     (device,) = restarted.snapshot(SERIAL).devices
     assert device.health is Health.READY
+
+
+def departures(replay: Replay, *moments: float) -> dict[str, Health]:
+    """It is pulled at each of these seconds, and is back at once."""
+    start = replay.now
+    replay(present(usb_port()))
+    for moment in moments:
+        replay.now = start + moment
+        replay(gone(usb_port()))
+        replay(present(usb_port()))
+    return replay()
+
+
+def test_departures_count_as_long_as_the_window_lasts_and_no_longer() -> None:
+    window = POLICY.flap_window
+    assert departures(Replay(), 0, 15, 30, 45, window - 0.5) == {A: Health.FLAPPING}
+    assert departures(Replay(), 0, 15, 30, 45, window) == {A: Health.READY}
+
+
+def test_of_many_departures_only_the_latest_count() -> None:
+    hours = [3600.0 * hour for hour in range(10)]
+    assert departures(Replay(), *hours, *(hours[-1] + n for n in range(1, 4))) == {A: Health.READY}
+    assert departures(Replay(), *hours, *(hours[-1] + n for n in range(1, 5))) == {
+        A: Health.FLAPPING
+    }
+
+
+def test_quiet_has_to_last_as_long_as_it_is_said_to() -> None:
+    replay = Replay()
+    departures(replay, 0, 1, 2, 3, 4)
+    assert replay.wait(POLICY.flap_quiet - 0.5) == {A: Health.FLAPPING}
+    assert replay.wait(0.5) == {A: Health.READY}
+
+
+def test_a_device_that_has_been_quiet_begins_anew() -> None:
+    """Its old departures are within the window still, and count no more."""
+    replay = Replay()
+    departures(replay, 0, 1, 2, 3, 4)
+    assert replay.wait(POLICY.flap_quiet) == {A: Health.READY}
+    assert departures(replay, 0, 1, 2, 3) == {A: Health.READY}
+    assert departures(replay, 4) == {A: Health.FLAPPING}
+
+
+def test_a_device_flaps_on_though_its_departures_are_long_ago_if_it_was_never_quiet() -> None:
+    replay = Replay()
+    departures(replay, 0, 1, 2, 3, 4)
+    for _ in range(4):
+        replay.now += POLICY.flap_quiet - 1
+        assert replay(gone(usb_port()), present(usb_port())) == {A: Health.FLAPPING}
+
+
+def test_flapping_is_told_with_what_would_end_it() -> None:
+    replay = Replay()
+    departures(replay, 0, 1, 2, 3, 4)
+    assert replay.device().reason == "came and went 5 times; usable after 30 s of quiet"
+
+
+def test_the_ports_of_a_modem_do_not_count_as_departures_of_it() -> None:
+    replay = modem()
+    for _ in range(POLICY.flaps):
+        replay(gone(PORTS[0]))
+        assert replay(present(PORTS[0])) == {MODEM: Health.READY}
+
+
+HELD_MODEM = HeldDevice(SERIAL, MODEM, "default/modem/main")
+
+
+def touched(port: Port) -> Port:
+    """udev has given it another link: nothing came, and nothing went."""
+    return msgspec.structs.replace(port, links=("/dev/serial/by-id/usb-modem",))
+
+
+def test_a_held_modem_waits_for_its_lost_port_however_long_and_whatever_else_happens() -> None:
+    replay = modem()
+    replay.hold(HELD_MODEM)
+    replay(gone(PORTS[2]))
+    replay.wait(100 * POLICY.group_patience)
+    assert replay(present(touched(PORTS[0]))) == {MODEM: Health.INCOMPLETE}
+    assert "if04 (/dev/ttyUSB2) of its 4 ports are missing" in replay.device(MODEM).reason
+    assert replay.inventory.deadline is None, "time alone changes nothing"
+    assert replay(present(PORTS[2])) == {MODEM: Health.READY}
+    assert len(replay.device(MODEM).ports) == 4
+
+
+def test_a_modem_that_lost_a_port_is_taken_as_it_is_once_nobody_holds_it() -> None:
+    replay = modem()
+    replay.hold(HELD_MODEM)
+    replay(gone(PORTS[2]))
+    replay.now += POLICY.group_patience
+    assert replay.hold() == {MODEM: Health.READY}
+    assert replay.device(MODEM).nodes == ("/dev/ttyUSB0", "/dev/ttyUSB1", "/dev/ttyUSB3")
+
+
+def test_patience_with_a_modem_begins_with_its_last_move() -> None:
+    replay = modem()
+    replay(gone(PORTS[2]))
+    assert replay.inventory.deadline == replay.now + POLICY.group_patience
+    replay.wait(POLICY.group_patience - 0.5)
+    replay(gone(PORTS[1]))
+    assert replay.wait(POLICY.group_patience - 0.5) == {MODEM: Health.INCOMPLETE}
+    assert replay.wait(0.5) == {MODEM: Health.READY}
+    assert replay.device(MODEM).nodes == ("/dev/ttyUSB0", "/dev/ttyUSB3")
+
+
+def test_a_new_link_of_a_port_is_no_move_of_its_modem() -> None:
+    replay = modem()
+    replay(gone(PORTS[2]))
+    replay.wait(POLICY.group_patience - 1)
+    replay(present(touched(PORTS[0])))
+    assert replay.wait(1) == {MODEM: Health.READY}

@@ -7,6 +7,7 @@ from tests.support import all_ports, gone, present, usb_port
 from usbplugin.discovery import Fact, IdentityMode, Port, Readiness
 from usbplugin.inventory import (
     Device,
+    DeviceState,
     Health,
     HealthPolicy,
     HeldDevice,
@@ -318,3 +319,151 @@ def test_two_names_for_one_place_do_not_take_turns() -> None:
         assert replay.device(A).nodes == ("/dev/ttyUSB5",)
     assert replay(all_ports(first)) == {A: Health.READY}
     assert replay.device(A).nodes == ("/dev/ttyUSB0",)
+
+
+def copies(number: int, serial: str = "SAME") -> Port:
+    """One of many devices that show the same serial, each in a place of its own."""
+    return usb_port(f"ttyUSB{number}", serial=serial, location=f"0000:00:14.0-{number}")
+
+
+def test_a_serial_that_two_devices_have_shown_identifies_neither_from_then_on() -> None:
+    replay = Replay()
+    replay(present(copies(1)), present(copies(2)))
+    replay(gone(copies(1)), gone(copies(2)))
+    replay(present(copies(3)))
+    assert {name for name, health in replay.health().items() if health is Health.READY} == {
+        "usb-0403:6001-at-0000:00:14.0-3-if00"
+    }
+
+
+def test_a_serial_shared_with_what_was_forgotten_identifies_nobody_after_a_restart() -> None:
+    replay = Replay()
+    memory: dict[str, DeviceState] = {}
+
+    def step(*facts: Fact) -> None:
+        for state in replay.inventory.apply(facts, replay.now).to_save:
+            memory[state.id] = state
+
+    step(present(copies(1)))
+    step(present(copies(2)))
+    step(gone(copies(2)))
+    replay.now += RETENTION
+    step()
+    assert list(replay.health()) == [BY_SERIAL], "the other is forgotten"
+    replay.inventory = Inventory(
+        (ResourceRule(SERIAL),), states=[memory[BY_SERIAL]], now=replay.now
+    )
+    assert replay(all_ports(copies(2))) == {BY_SERIAL: Health.UNPLUGGED, AT_TWO: Health.READY}
+
+
+def test_a_serial_that_the_memory_has_of_two_devices_identifies_neither() -> None:
+    """An earlier version did not write down that a serial is shared."""
+    replay = Replay()
+    replay(present(copies(1)), present(copies(2)))
+    states = [
+        msgspec.structs.replace(replay.inventory.state(name), has_twin=False)
+        for name in (BY_SERIAL, AT_TWO)
+    ]
+    replay.inventory = Inventory((ResourceRule(SERIAL),), states=states, now=replay.now)
+    assert replay(present(copies(3))) == {
+        BY_SERIAL: Health.UNPLUGGED,
+        AT_TWO: Health.UNPLUGGED,
+        "usb-0403:6001-at-0000:00:14.0-3-if00": Health.READY,
+    }
+
+
+def test_a_serial_of_one_device_alone_identifies_it_whatever_others_are_remembered() -> None:
+    replay = Replay()
+    replay(present(copies(1)), present(copies(2, serial="OTHER")))
+    replay(gone(copies(1)), gone(copies(2, serial="OTHER")))
+    assert replay(present(copies(3)))[BY_SERIAL] is Health.READY
+
+
+DIRECTORY = "directory:/somewhere"
+
+
+def test_a_number_that_a_port_no_longer_has_may_be_one_of_another_source() -> None:
+    replay = Replay()
+    replay(present(usb_port("ttyUSB0")))
+    replay(present(usb_port("ttyUSB0", number=usb_port("ttyUSB9").number)))
+    entry = usb_port("ttyUSB1", serial="B", location="2", number=usb_port("ttyUSB0").number)
+    assert replay(present(entry, source=DIRECTORY)) == {
+        A: Health.READY,
+        "usb-0403:6001-B-if00": Health.READY,
+    }
+
+
+def test_a_number_is_not_given_up_by_a_port_that_has_lost_it_to_another_one() -> None:
+    one, other = usb_port("ttyUSB0"), usb_port("ttyUSB1", serial="B", location="2")
+    replay = Replay()
+    replay(present(one), present(other))
+    swapped = [
+        msgspec.structs.replace(one, number=other.number),
+        msgspec.structs.replace(other, number=one.number),
+    ]
+    before = replay(*map(present, swapped))
+    for port in swapped:
+        copy = msgspec.structs.replace(port, name="ttyACM7", usb=None, origin="/somewhere")
+        assert replay(present(copy, source=DIRECTORY)) == before, "it is listed already"
+        replay(gone(copy, source=DIRECTORY))
+
+
+def test_what_two_sources_show_is_taken_from_the_other_one_when_the_first_has_lost_it() -> None:
+    replay = Replay()
+    replay(present(usb_port()))
+    copy = usb_port("ttyUSB5", number=usb_port().number, origin="/somewhere")
+    replay(all_ports(copy, source=DIRECTORY))
+    replay(gone(usb_port()))
+    assert replay(all_ports(copy, source=DIRECTORY, reason="period")) == {A: Health.READY}
+    assert replay.device(A).nodes == ("/dev/ttyUSB5",)
+
+
+def unplugged(replay: Replay, serials: list[str]) -> None:
+    """Devices that were here together, and were pulled one after the other."""
+    ports = {
+        serial: usb_port(f"ttyUSB{number}", serial=serial, location=f"1.{number}")
+        for number, serial in enumerate(sorted(serials))
+    }
+    replay(*map(present, ports.values()))
+    for serial in serials:
+        replay.now += 1
+        replay(gone(ports[serial]))
+
+
+SERIALS = [f"S{number:03}X" for number in range(MOST_ABSENT)]
+
+
+def remembered(replay: Replay) -> set[str]:
+    return {name.split("-")[2] for name in replay.health()}
+
+
+def test_as_many_unplugged_devices_as_fit_are_all_remembered() -> None:
+    replay = Replay()
+    unplugged(replay, SERIALS)
+    assert remembered(replay) == {*SERIALS}
+
+
+def test_what_was_unplugged_first_is_forgotten_first_whenever_it_was_plugged_in() -> None:
+    replay = Replay()
+    unplugged(replay, ["S998X", "S999X", *reversed(SERIALS)])
+    assert remembered(replay) == {*SERIALS}
+
+
+def test_what_somebody_holds_is_not_forgotten_though_it_was_unplugged_first() -> None:
+    replay = Replay()
+    held = HeldDevice(SERIAL, "usb-0403:6001-S998X-if00", "default/pod/main")
+    replay.inventory.hold([held], replay.now, replay.now)
+    unplugged(replay, ["S998X", "S999X", *SERIALS])
+    assert remembered(replay) == {"S998X", *SERIALS}
+    replay.now += 1
+    replay.inventory.hold([], replay.now, replay.now)
+    assert remembered(replay) == {*SERIALS}
+
+
+def test_devices_that_are_there_are_never_too_many() -> None:
+    replay = Replay()
+    ports = [
+        usb_port(f"ttyUSB{number}", serial=f"S{number}X", location=f"1.{number}")
+        for number in range(MOST_ABSENT + 10)
+    ]
+    assert len(replay(*map(present, ports))) == MOST_ABSENT + 10
