@@ -91,7 +91,7 @@ async def test_a_restarted_container_gets_its_device_under_its_new_number(node: 
 
         node.bus.unplug("ttyUSB0")
         await node.kubelet.wait_healthy(SERIAL, set())
-        with pytest.raises(CreateContainerConfigError, match="is gone: unplugged"):
+        with pytest.raises(CreateContainerConfigError, match="is gone"):
             await container.restart()
         assert not os.path.lexists(path)
 
@@ -108,7 +108,7 @@ async def test_allocation_of_an_unplugged_device_is_refused(node: Node) -> None:
         await node.kubelet.wait_healthy(SERIAL, {GPS})
         node.bus.unplug("ttyUSB0")
         await node.kubelet.wait_healthy(SERIAL, set())
-        with pytest.raises(UnexpectedAdmissionError, match="is gone: unplugged"):
+        with pytest.raises(UnexpectedAdmissionError, match="is gone"):
             await node.kubelet.run_container(SERIAL, device_ids=[GPS])
 
 

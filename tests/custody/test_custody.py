@@ -176,7 +176,8 @@ async def test_a_kubelet_that_goes_on_not_to_know_its_pods_is_complained_of_once
         await node.kubelet.run_container(SERIAL)
         for _ in range(3):
             await unanswered(agent)
-        complaints = [r for r in caplog.records if "is not known now" in r.message]
+        complaints = [r for r in caplog.records if "does not say who holds" in r.message]
+        assert complaints
         reasons = {str(record.fields["reason"]) for record in complaints}  # type: ignore[attr-defined]
         assert all("our own, system/usbplugin, is not among" in reason for reason in reasons)
         assert len(complaints) == len(reasons)
@@ -202,7 +203,7 @@ async def test_a_container_waits_while_its_device_is_away_and_never_gets_another
         await node.kubelet.wait_healthy(SERIAL, set())
         node.plug("ttyUSB0", "SENSOR")  # takes the name, and the pty's number
         await node.kubelet.wait_healthy(SERIAL, {SENSOR})
-        with pytest.raises(CreateContainerConfigError, match="is gone: unplugged"):
+        with pytest.raises(CreateContainerConfigError, match="is gone"):
             await container.restart()
         assert not os.path.lexists(mount.host_path)
 
@@ -289,7 +290,7 @@ async def test_links_and_memories_that_were_deleted_are_made_again(node: Node) -
         node.bus.unplug("ttyUSB0")
         await node.kubelet.wait_healthy(SERIAL, set())
         memory.unlink()
-        with pytest.raises(CreateContainerConfigError, match="is gone: unplugged"):
+        with pytest.raises(CreateContainerConfigError, match="is gone"):
             await container.restart()
         assert memory.exists(), "what waits for its device must be known after a restart, too"
 

@@ -195,7 +195,7 @@ async def test_after_a_replug_cdi_gives_the_new_node(node: PodmanNode) -> None:
         await node.kubelet.wait_healthy(SERIAL, set())
         node.plug_node("ttyUSB0", "OTHER", ZERO)
         await node.kubelet.wait_healthy(SERIAL, {OTHER})
-        with pytest.raises(CreateContainerConfigError, match="is gone: unplugged"):
+        with pytest.raises(CreateContainerConfigError, match="is gone"):
             await container.restart()
         # Nor would the runtime find it, were the plugin not asked.
         refused = await node.podman.run(script, *cdi(container))

@@ -50,7 +50,7 @@ async def test_ports_are_offered_used_and_missed(gadget: GadgetFactory, node: Ha
             device.unplug(wait=False)
             await node.healthy()
             assert not node.states()[device_id]
-            with pytest.raises(CreateContainerConfigError, match="is gone: unplugged"):
+            with pytest.raises(CreateContainerConfigError, match="is gone"):
                 await container.restart()
             device.plug(wait=False)
             await node.healthy(device_id)
@@ -111,7 +111,7 @@ async def test_another_device_that_takes_the_number_is_not_taken_for_the_first(
         await node.healthy()
         assert other.plug() == [first]
         await node.healthy(acm_id("OTHER"))
-        with pytest.raises(CreateContainerConfigError, match="is gone: unplugged"):
+        with pytest.raises(CreateContainerConfigError, match="is gone"):
             await container.restart()
         assert not os.path.lexists(container.devices[0].host_path)
         (second,) = device.plug()

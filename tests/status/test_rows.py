@@ -44,7 +44,7 @@ def test_a_port_under_the_node_of_an_unplugged_device_is_shown() -> None:
     inventory.apply([all_ports(usb_port())], now=0.0)
     inventory.apply([gone(usb_port()), present(usb_port(vendor_id="10c4"))], now=1.0)
     assert about(shown(inventory, FTDI)) == [
-        ("/dev/ttyUSB0", "unplugged", "/dev/ttyUSB0 is gone: unplugged"),
+        ("/dev/ttyUSB0", "unplugged", "/dev/ttyUSB0 is gone"),
         ("/dev/ttyUSB0", "", "no resource selects it"),
     ]
 

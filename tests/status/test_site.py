@@ -166,7 +166,7 @@ async def test_devices_are_listed_with_holders_and_since(node: Node) -> None:
         await node.kubelet.wait_healthy(SERIAL, set())
         (row,) = await daemon(node).rows()
         assert (row["health"], row["serial"]) == ("unplugged", "GPS-A7")
-        assert "is gone: unplugged" in str(row["reason"])
+        assert "is gone" in str(row["reason"])
 
 
 async def test_devices_show_their_current_holders(node: Node) -> None:

@@ -60,7 +60,7 @@ def table(found: Sequence[Row], *, colour: bool = False) -> str:
         for line in padded[1:]:
             line[column] = _painted(line[column])
     lines = ["  ".join(line).rstrip() for line in padded]
-    reasons = [f"{row['node'] or row['id']}: {row['reason']}" for row in found if row["reason"]]
+    reasons = [f"{row['id'] or row['node']}: {row['reason']}" for row in found if row["reason"]]
     return "\n".join([*lines, *(["", *dict.fromkeys(reasons)] if reasons else [])])
 
 

@@ -22,7 +22,7 @@ def config_of(options: argparse.Namespace) -> Config:
     """The configuration that ``--config`` names, or the defaults.
 
     Raises:
-        ConfigError: it cannot be read, or says something that cannot be meant.
+        ConfigError: it cannot be read, or makes no sense.
     """
     return load(Path(options.config)) if options.config else Config()
 

@@ -33,7 +33,7 @@ _TEMPORARY = ".new"
 
 
 class CdiDirectory:
-    """Keeps the specs of the resources that are handed over by CDI."""
+    """Keeps the specs of the resources whose devices are given out by CDI."""
 
     def __init__(self, directory: Path) -> None:
         """Use ``directory``, which is created with the first spec."""

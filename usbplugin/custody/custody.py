@@ -1,4 +1,4 @@
-"""The inventory and what hangs on it outside: links, CDI specs, states. In the event loop only.
+"""The inventory and what depends on it outside: links, CDI specs, state. In the event loop only.
 
 An order is kept: what a path leads to is changed before the kubelet hears of a device, and what a
 container is given is remembered before the kubelet gets its answer.
@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from usbplugin.custody.changelog import log_changes
+from usbplugin.custody.saving import Saving
 from usbplugin.custody.shares import MOST_SHARES, device_of
-from usbplugin.discovery import AllPorts, DeviceNumber, PortPresent, Readiness
-from usbplugin.discovery.fresh import is_unchanged
+from usbplugin.custody.starting import start_problem
+from usbplugin.discovery import AllPorts, PortPresent, Readiness
 from usbplugin.foundation.pulse import Pulse
 from usbplugin.inventory import HealthPolicy, Inventory, Update
-from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from usbplugin.inventory import (
         Change,
         Device,
-        DeviceState,
         GrantedPort,
         HeldDevice,
         ResourceRule,
@@ -39,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 class Custody:
-    """Has the devices in its keeping."""
+    """Keeps the devices, and all that depends on them."""
 
     def __init__(
         self,
@@ -55,11 +54,11 @@ class Custody:
         *,
         holders_can_tell: bool = False,
     ) -> None:
-        """Begin with what an earlier process remembered.
+        """Begin with the state that an earlier process left.
 
         Args:
             rules: What is selected; the first match wins.
-            offers: How what is selected is handed over; one for each rule.
+            offers: On what terms the selected devices are offered; one for each rule.
             policy: How long things are remembered and waited for.
             links: Stable paths to the nodes.
             states: What outlives this process.
@@ -71,13 +70,11 @@ class Custody:
             holders_can_tell: Whether the kubelet can be asked who holds what.
         """
         self._links = links
-        self._store = states
         self._cdi = cdi
         self._publish_snapshot = publish
         self._tell = tell
         self._wake_at = wake_at
         self._changed = Pulse()
-        self._unsaved: dict[str, DeviceState] = {}
         self._offers = {offer.resource: offer for offer in offers}
         self._inventory = Inventory(
             rules,
@@ -86,6 +83,7 @@ class Custody:
             time.monotonic(),
             holders_can_tell=holders_can_tell,
         )
+        self._saving = Saving(states)
 
     @property
     def awaits_holders(self) -> bool:
@@ -121,7 +119,7 @@ class Custody:
         """Take in who holds what, by the kubelet's word."""
         devices = [replace(h, device_id=self._device_of(h)) for h in held]
         self._carry_out(self._inventory.hold(devices, asked_at, time.monotonic()))
-        self._save()
+        self._saving.save()
 
     def look(self) -> None:
         """See whether links and states are there still; called now and then."""
@@ -135,7 +133,7 @@ class Custody:
     def reconfigure(
         self, rules: Sequence[ResourceRule], offers: Sequence[Offer], policy: HealthPolicy
     ) -> None:
-        """Select and hand over by new rules, all that is known being kept."""
+        """Apply new rules and offers, and keep all that is known."""
         before, with_cdi = self._inventory, self._with_cdi()
         now = time.monotonic()
         self._offers = {offer.resource: offer for offer in offers}
@@ -147,7 +145,7 @@ class Custody:
 
     def release(self) -> None:
         """On the way out: CDI specs of resources that nobody holds go, all else stays."""
-        self._save()
+        self._saving.save()
         for resource in self._with_cdi():
             if not any(device.holders for device in self.snapshot(resource).devices):
                 self._cdi.remove(resource)
@@ -168,15 +166,15 @@ class Custody:
             paths = {port.slot: self._path_given(device, port, given) for port in device.ports}
         self._carry_out(self._inventory.grant(device.id, paths, time.monotonic()))
         self._changed.beat()  # the next holder may well be given what the last one was
-        self._miss(device.id)
-        self._save()  # before the kubelet gets its answer
+        self._saving.restore(self._inventory.state(device.id))
+        self._saving.save()  # before the kubelet gets its answer
 
     def container_ended(self, device_id: str) -> None:
         """The container that has the device asked to be started anew, and may not yet."""
         self._carry_out(self._inventory.container_ended(device_id, time.monotonic()))
         if self._inventory.find(device_id) is not None:
-            self._miss(device_id)
-            self._save()
+            self._saving.restore(self._inventory.state(device_id))
+            self._saving.save()
 
     def start_problem(self, device: Device) -> str:
         """Why a container that holds the device must not start now; empty if it may.
@@ -186,26 +184,8 @@ class Custody:
         """
         self._links.update(device)  # whatever happened to them meanwhile
         given = self._inventory.granted(device.id)
-        for port in device.ports:
-            path = self._path_given(device, port, given)
-            try:
-                found = DeviceNumber.of(os.stat(path).st_rdev)  # noqa: PTH116 -- a str
-            except OSError as error:
-                return (
-                    f"{path}, which the container was given for {device.id}, leads nowhere"
-                    f" ({error.strerror}), while the device is at {port.node}: delete the pod"
-                )
-            if found != port.number:
-                return (
-                    f"{path}, which the container was given for {device.id}, leads to device"
-                    f" {found}, while {device.id} is {port.number}: delete the pod"
-                )
-            if not is_unchanged(port):
-                return (
-                    f"{port.node} has only just ceased to be {device.id}; the container is started"
-                    " when that is found again"
-                )
-        return ""
+        paths = {port.slot: self._path_given(device, port, given) for port in device.ports}
+        return start_problem(device, paths)
 
     def _path_given(self, device: Device, port: Port, given: Mapping[str, GrantedPort]) -> str:
         earlier = given.get(port.slot)
@@ -238,43 +218,30 @@ class Custody:
             if offer.cdi:
                 self._cdi.write(snapshot, offer)
             self._publish_snapshot(snapshot, noticed)
-        self._unsaved |= {state.id: state for state in update.to_save}
+        self._saving.add(update.to_save)
         # The streams first, then the clock, files and log.
         loop = asyncio.get_running_loop()
         loop.call_soon(self._set_clock)
         if update.changes or update.to_save:
             self._changed.beat()
-            loop.call_soon(self._save)
-            loop.call_soon(_log_changes, update.changes)
+            loop.call_soon(self._saving.save)
+            loop.call_soon(log_changes, update.changes)
             loop.call_soon(self._tell, update.changes)
 
     def _set_clock(self) -> None:
         self._wake_at(self._inventory.deadline)
 
     def _forget(self, device_id: str) -> None:
-        self._unsaved.pop(device_id, None)
+        self._saving.drop(device_id)
         self._links.forget(device_id)
-
-    def _save(self) -> None:
-        """Write what is to be remembered; what cannot be written now stays to be written."""
-        self._unsaved = {
-            device_id: state
-            for device_id, state in self._unsaved.items()
-            if not self._store.save(state)
-        }
 
     def _mend(self) -> None:
         """Make again what somebody has deleted, or what could not be made."""
         for device in self.devices:
             self._links.update(device)
-            self._miss(device.id)
-        self._save()
+            self._saving.restore(self._inventory.state(device.id))
+        self._saving.save()
         self._write_cdi()
-
-    def _miss(self, device_id: str) -> None:
-        """See to it that a device's state is written again if somebody has deleted it."""
-        if not self._store.is_kept(device_id):
-            self._unsaved.setdefault(device_id, self._inventory.state(device_id))
 
 
 def _everything(inventory: Inventory) -> list[AllPorts]:
@@ -296,27 +263,3 @@ def _noticed(facts: Iterable[Fact]) -> float | None:
         and not (isinstance(fact, PortPresent) and fact.port.readiness is Readiness.SETTLING)
     ]
     return min(moments, default=None)
-
-
-def _log_changes(changes: Sequence[Change]) -> None:
-    for change in changes:
-        device = change.device
-        event = f"device {change.after.value}" if change.after else "device forgotten"
-        unusable = change.after is not None and not change.after.is_usable
-        level = logging.WARNING if unusable else logging.INFO
-        if change.before is change.after:
-            event, level = "device changed", logging.DEBUG
-        _log.log(
-            level,
-            event,
-            extra=fields(
-                device=device.id,
-                resource=device.resource,
-                nodes=device.nodes,
-                numbers=[str(port.number) for port in device.ports],
-                reason=device.reason,
-                before=change.before.value if change.before else "new",
-                holders=device.holders,
-                udevd=sorted({port.readiness.name.lower() for port in device.ports}),
-            ),
-        )

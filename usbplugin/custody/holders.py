@@ -99,7 +99,9 @@ class Holders:
         if complaint != self._complaint:
             self._complaint = complaint
             level = logging.WARNING if lasts else logging.INFO
-            _log.log(level, "who holds devices is not known now", extra=fields(reason=error))
+            _log.log(
+                level, "the kubelet does not say who holds devices", extra=fields(reason=error)
+            )
 
     async def _cause(self) -> None:
         """Wait until there is a reason to ask."""

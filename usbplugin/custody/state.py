@@ -45,7 +45,9 @@ class StateStore:
                 _log.warning("state ignored", extra=fields(file=path, error=error))
                 continue
             if state.id != path.parent.name or not is_device_id(state.id) or not _is_plain(state):
-                _log.warning("state ignored", extra=fields(file=path, error="it is none of ours"))
+                _log.warning(
+                    "state ignored", extra=fields(file=path, error="not written by usbplugin")
+                )
                 continue
             states.append(state)
         return states

@@ -59,7 +59,7 @@ class Inventory:
             states: What an earlier inventory wanted to be remembered.
             now: Seconds of the clock that ``apply`` uses.
             holders_can_tell: Whether the kubelet can be asked who holds what: until it answers,
-                what was handed over counts as held.
+                what was granted counts as held.
         """
         self._rules = tuple(rules)
         self._policy = policy

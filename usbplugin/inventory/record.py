@@ -136,7 +136,7 @@ class Record:
         if not self.ports:
             return "held, but not seen since the plugin started"
         nodes = ", ".join(port.node for port in self.ports.values())
-        return f"{nodes} {'is' if len(self.ports) == 1 else 'are'} gone: unplugged"
+        return f"{nodes} {'is' if len(self.ports) == 1 else 'are'} gone"
 
     def _is_flapping(self, policy: HealthPolicy, now: float) -> bool:
         often = (
