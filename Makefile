@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 AUDIT  := build/audit
+MUTANTS := build/mutants/env
 SECONDS ?= 3600
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test hardware-test hardware-shell kubelet-test faults soak fuzz image image-test kind-demo deploy-tools lint types format bench hardware-bench audit sbom protos docs pictures lock clean
+.PHONY: help demo test hardware-test hardware-shell kubelet-test faults soak fuzz mutants image image-test kind-demo deploy-tools lint types format bench hardware-bench audit sbom protos docs pictures lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +53,14 @@ soak: .venv ## the same again and again, for SECONDS (an hour), and rewrite the 
 
 fuzz: .venv ## thousands of hostile examples for whatever comes from outside (minutes)
 	USBPLUGIN_HYPOTHESIS=explore $(BIN)/pytest --timeout 0 tests/fuzz tests/test_histories.py $(ARGS)
+
+$(MUTANTS)/.installed: requirements-mutants.lock
+	$(PYTHON) -m venv $(MUTANTS)
+	$(MUTANTS)/bin/python -m pip install --quiet --require-hashes -r requirements-mutants.lock
+	@touch $@
+
+mutants: $(MUTANTS)/.installed .venv ## break the code in small ways and see what no test notices (an hour or more; ARGS=usbplugin/custody/links.py: minutes)
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 image: ## build the container image with docker, podman or buildah
 	deploy/image/build.sh $(IMAGE_FLAGS)
@@ -153,6 +162,8 @@ lock: .venv ## compile requirements*.lock from pyproject.toml (UPGRADE=1 takes n
 	  --constraint requirements-dev.lock --output-file deploy/image/requirements-build.lock
 	$(BIN)/uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --generate-hashes --python-version 3.11 \
 	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" --group audit --output-file requirements-audit.lock
+	$(BIN)/uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --generate-hashes --python-version 3.11 \
+	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" --group mutants --output-file requirements-mutants.lock
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) results build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

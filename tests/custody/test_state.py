@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from tests.support import usb_port
+from usbplugin.custody import StateStore
+from usbplugin.discovery import DeviceNumber
+from usbplugin.inventory import DeviceState, GrantedPort
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+STATE = DeviceState(
+    "usb-a",
+    "usbplugin/serial",
+    (usb_port(),),
+    {"if00": GrantedPort(DeviceNumber(188, 0), "/run/usbplugin/usb-a/if00")},
+    absent_since=12.5,
+    has_twin=True,
+)
+OTHER = DeviceState("usb-b", "usbplugin/serial", ())
+
+
+def test_what_is_saved_is_loaded_by_the_next_process(tmp_path: Path) -> None:
+    store = StateStore(tmp_path / "run/usbplugin")
+    assert store.load() == []
+    assert store.save(STATE)
+    assert store.save(OTHER)
+    assert store.save(STATE)
+    assert StateStore(tmp_path / "run/usbplugin").load() == [STATE, OTHER]
+
+
+def test_a_newer_state_replaces_the_older_one_whole(tmp_path: Path) -> None:
+    store = StateStore(tmp_path)
+    store.save(STATE)
+    shorter = DeviceState("usb-a", "usbplugin/serial", ())
+    (tmp_path / "usb-a/.device.json.new").write_text("x" * 10_000)  # of a writer that was killed
+    store.save(shorter)
+    assert store.load() == [shorter]
+    assert [path.name for path in (tmp_path / "usb-a").iterdir()] == ["device.json"]
+
+
+def test_others_may_read_a_state_and_not_write_it(tmp_path: Path) -> None:
+    StateStore(tmp_path).save(STATE)
+    assert (tmp_path / "usb-a/device.json").stat().st_mode & 0o022 == 0
+
+
+def test_a_state_is_kept_until_somebody_deletes_it(tmp_path: Path) -> None:
+    store = StateStore(tmp_path)
+    assert not store.is_kept("usb-a")
+    store.save(STATE)
+    assert store.is_kept("usb-a")
+    (tmp_path / "usb-a/device.json").unlink()
+    assert not store.is_kept("usb-a")
+
+
+def encoded(**changes: object) -> bytes:
+    return json.dumps(msgspec.to_builtins(STATE) | changes).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        b"\xff",
+        b"[" * 100_000,
+        encoded(id="usb-b"),
+        encoded(resource="usbplugin/\0"),
+        encoded(handed_over={"if00": {"number": None, "path": "/dev/\0"}}),
+        encoded(handed_over={"if\n": {"number": None, "path": "/dev/x"}}),
+        encoded(ports=[msgspec.to_builtins(usb_port(links=("/dev/\n",)))]),
+    ],
+)
+def test_a_state_that_is_not_as_it_was_written_is_left_out_and_the_others_are_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    store = StateStore(tmp_path)
+    store.save(STATE)
+    store.save(OTHER)
+    (tmp_path / "usb-a/device.json").write_bytes(content)
+    assert store.load() == [OTHER]
+    (record,) = caplog.records
+    assert (record.levelname, record.message) == ("WARNING", "state ignored")
+    assert record.fields["file"] == tmp_path / "usb-a/device.json"  # type: ignore[attr-defined]
+
+
+def test_a_folder_that_is_no_device_of_ours_has_no_state(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0/device.json").write_bytes(encoded(id="0"))
+    assert StateStore(tmp_path).load() == []
+    assert len(caplog.records) == 1
+
+
+def test_a_disk_that_fails_is_complained_of_once_and_once_more_when_it_fails_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = StateStore(tmp_path)
+    store.save(STATE)
+    for _ in range(2):
+        obstacle = tmp_path / "usb-a/.device.json.new"
+        obstacle.mkdir()
+        assert [store.save(STATE) for _ in range(2)] == [False, False]
+        obstacle.rmdir()
+        assert store.save(STATE)
+    messages = {record.message for record in caplog.records}
+    assert messages == {"what was allocated cannot be remembered over a restart of the plugin"}
+    assert len(caplog.records) == 2
