@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import usb_port
-from usbplugin.discovery import IdentityMode
-from usbplugin.discovery.identity import ID_FORM, ID_LENGTH, candidate_ids, is_usable_serial
+from usbplugin.discovery import IdentityMode, Port, Unit
+from usbplugin.discovery.identity import (
+    ID_FORM,
+    ID_LENGTH,
+    candidate_ids,
+    descriptors,
+    fingerprint,
+    is_device_id,
+    is_usable_serial,
+)
 from usbplugin.discovery.port import printable
 
 AUTO = IdentityMode.AUTO
@@ -98,3 +107,89 @@ def test_printable_is_printable_and_keeps_different_bytes_different(
 ) -> None:
     assert printable(one).isprintable()
     assert (printable(one) == printable(other)) == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("port", "device_id"),
+    [
+        (usb_port(), "usb-0403:6001-A5069RR4-if00"),
+        (usb_port(serial="A/B"), "usb-0403:6001-A_B-26f5ad95-if00"),
+        (usb_port(serial="X" * 100), "usb-0403:6001-XXXXXXXXXXXXXXXXXXXXXXXXXXXXXXX-8bd8469d-if00"),
+        (usb_port(serial="at-1"), "usb-0403:6001-at_1-97c57f09-if00"),
+        (
+            usb_port(serial="", location="0000:00:14.0-1.2"),
+            "usb-0403:6001-at-0000:00:14.0-1.2-if00",
+        ),
+        (usb_port(usb=None, origin="/dev/virtual"), "dir-ttyUSB0-795c60a1"),
+    ],
+)
+def test_kubelets_have_checkpointed_these_ids(port: Port, device_id: str) -> None:
+    """Another release must give the same, or a pod loses its device with the upgrade."""
+    assert candidate_ids(port, AUTO)[0] == device_id
+
+
+def test_a_serial_that_just_fits_is_not_cut() -> None:
+    room = ID_LENGTH - len("usb-0403:6001-") - len("-if00")
+    fits, too_long = "X" * room, "X" * (room + 1)
+    assert first(serial=fits) == f"usb-0403:6001-{fits}-if00"
+    assert too_long not in first(serial=too_long)
+    assert len(first(serial=too_long)) == ID_LENGTH
+
+
+@pytest.mark.parametrize(
+    ("text", "is_ours"),
+    [
+        ("usb-0403:6001-A-if00", True),
+        ("A" * ID_LENGTH, True),
+        ("A", True),
+        ("A" * (ID_LENGTH + 1), False),
+        ("", False),
+        ("0403", False),
+        ("usb/../x", False),
+        ("usb-\n", False),
+    ],
+)
+def test_an_id_that_could_be_ours(text: str, is_ours: bool) -> None:  # noqa: FBT001 -- parametrized
+    assert is_device_id(text) is is_ours
+
+
+@pytest.mark.parametrize("length", range(1, 17))
+def test_counting_digits_are_no_serial_from_five_on(length: int) -> None:
+    assert is_usable_serial("123456789ABCDEF"[:length]) is (1 < length < 5)
+    assert is_usable_serial("0123456789abcdef"[:length]) is (2 < length < 5)
+
+
+ONE, OTHER = usb_port(interface=0), usb_port(interface=2)
+
+
+def test_ports_of_one_device_claim_to_be_one_where_the_device_is_handed_out_whole() -> None:
+    assert descriptors(ONE) != descriptors(OTHER)
+    assert descriptors(ONE, Unit.USB_DEVICE) == descriptors(OTHER, Unit.USB_DEVICE)
+    second = usb_port(usb=ONE.usb and msgspec.structs.replace(ONE.usb, port_number=1))
+    assert descriptors(ONE) != descriptors(second)
+
+
+def test_a_device_that_moved_says_the_same_and_is_elsewhere() -> None:
+    moved = usb_port("ttyUSB7", location="0000:00:14.0-9")
+    for unit in Unit:
+        assert descriptors(ONE, unit) == descriptors(moved, unit)
+        assert fingerprint(ONE, unit) != fingerprint(moved, unit)
+        assert fingerprint(ONE, unit) == fingerprint(usb_port("ttyUSB7"), unit)
+
+
+def test_a_bare_entry_is_known_by_its_place_whatever_it_leads_to() -> None:
+    entry = usb_port(usb=None, origin="/a")
+    relinked = usb_port(usb=None, origin="/a", node="/dev/pts/9", driver="")
+    elsewhere = usb_port(usb=None, origin="/b")
+    named = usb_port("ttyUSB1", usb=None, origin="/a")
+    assert descriptors(entry) == descriptors(relinked)
+    assert fingerprint(entry) == fingerprint(relinked)
+    assert len({descriptors(entry), descriptors(elsewhere), descriptors(named)}) == 3
+    assert len({candidate_ids(p, AUTO)[0] for p in (entry, elsewhere, named)}) == 3
+
+
+def test_a_modem_is_named_without_its_interfaces_and_by_its_place_next() -> None:
+    by_serial, by_place, last = candidate_ids(OTHER, AUTO, Unit.USB_DEVICE)
+    assert by_serial == "usb-0403:6001-A5069RR4"
+    assert by_place == "usb-0403:6001-at-0000:00:14.0-1"
+    assert last.startswith("usb-0403:6001-at-0000:00:14.0-1-")
