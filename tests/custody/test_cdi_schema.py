@@ -229,3 +229,67 @@ def test_what_newer_versions_allow_is_not_found() -> None:
     _edits_of(document)["additionalGids"] = [20]
     document["containerEdits"] = {"env": ["A=b"], "hooks": [{"hookName": "prestart", "path": "/x"}]}
     assert problems(document) == []
+
+
+def test_a_container_gets_a_node_that_it_may_open_whoever_it_runs_as(tmp_path: Path) -> None:
+    document = written(tmp_path, DEVICES["one"], Offer(SERIAL, cdi=True, permissions="r"))
+    assert _edits_of(document) == {
+        "deviceNodes": [
+            {
+                "path": "/dev/ttyUSB0",
+                "hostPath": "/dev/ttyUSB0",
+                "type": "c",
+                "major": 188,
+                "minor": 0,
+                "fileMode": 0o666,
+                "permissions": "r",
+            }
+        ]
+    }
+
+
+@pytest.mark.parametrize(("permissions", "mode"), [("rw", "rw"), ("r", "ro"), ("w", "rw")])
+def test_a_pty_is_mounted_as_it_may_be_used(tmp_path: Path, permissions: str, mode: str) -> None:
+    document = written(tmp_path, DEVICES["pty"], Offer(SERIAL, cdi=True, permissions=permissions))
+    (mount,) = _edits_of(document)["mounts"]
+    assert mount["options"] == ["bind", mode]
+
+
+def test_the_ports_of_a_modem_are_counted_from_zero(tmp_path: Path) -> None:
+    document = written(tmp_path, [MODEM], Offer(SERIAL, cdi=True, container_path="/dev/m{port}"))
+    paths = [node["path"] for node in _edits_of(document)["deviceNodes"]]
+    assert paths == ["/dev/m0", "/dev/m1", "/dev/m2", "/dev/m3"]
+
+
+def test_the_spec_goes_with_the_last_device_and_comes_back_with_the_next(tmp_path: Path) -> None:
+    cdi, offer = CdiDirectory(tmp_path / "run/cdi"), OFFERS["dots"]
+    away = device(usb_port(), health=Health.UNPLUGGED)
+    cdi.write(Snapshot(offer.resource, (away,)), offer)
+    assert not (tmp_path / "run").exists()
+    cdi.write(Snapshot(offer.resource, (*DEVICES["one"], away)), offer)
+    (path,) = (tmp_path / "run/cdi").iterdir()
+    assert path.name == "hardware.example.com_serial.v2_x.json"
+    assert len(json.loads(path.read_bytes())["devices"]) == 1
+    cdi.write(Snapshot(offer.resource, (away,)), offer)
+    assert not path.exists()
+    cdi.write(Snapshot(offer.resource, tuple(DEVICES["one"])), offer)
+    cdi.remove(offer.resource)
+    cdi.remove(offer.resource)
+    assert not path.exists()
+
+
+def test_a_directory_that_fails_is_complained_of_once_until_it_has_worked_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cdi, snapshot = CdiDirectory(tmp_path / "cdi"), Snapshot(SERIAL, tuple(DEVICES["one"]))
+    for _ in range(2):
+        (tmp_path / "cdi").write_text("not a directory")
+        cdi.write(snapshot, OFFERS["plain"])
+        cdi.remove(SERIAL)
+        (tmp_path / "cdi").unlink()
+        cdi.write(snapshot, OFFERS["plain"])
+        cdi.remove(SERIAL)
+        (tmp_path / "cdi").rmdir()
+    assert [(r.levelname, r.message.split(":")[0]) for r in caplog.records] == [
+        ("ERROR", "CDI spec cannot be kept")
+    ] * 2
