@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tests.support import all_ports, gone, present, usb_port
-from usbplugin.discovery import Port, Unit
+from usbplugin.discovery import Port, Readiness, Unit
 from usbplugin.inventory import (
     Device,
     DeviceState,
@@ -564,3 +564,54 @@ def test_a_new_link_of_a_port_is_no_move_of_its_modem() -> None:
     replay.wait(POLICY.group_patience - 1)
     replay(present(touched(PORTS[0])))
     assert replay.wait(1) == {MODEM: Health.READY}
+
+
+def test_a_modem_that_moves_is_one_device_also_if_its_first_port_comes_first() -> None:
+    replay = modem()
+    replay(*map(gone, PORTS))
+    for port in PORTS:
+        assert port.usb is not None
+        usb = msgspec.structs.replace(port.usb, location="0000:00:14.0-9")
+        replay(present(msgspec.structs.replace(port, usb=usb)))
+    assert replay() == {MODEM: Health.READY}
+    assert len(replay.device(MODEM).ports) == 4
+
+
+def test_a_reload_takes_each_port_as_it_was_before_udevd_looked_at_it_again() -> None:
+    replay = modem()
+    settling = msgspec.structs.replace(PORTS[2], readiness=Readiness.SETTLING)
+    new = usb_port("ttyACM0", serial="NEW", location="2", readiness=Readiness.SETTLING)
+    replay(present(settling), present(new))
+    ports = replay.inventory.ports
+    assert ports["udev", "ttyUSB2"] == settling
+    assert [replay.inventory.settled_port(key) for key in ports] == [*PORTS, new]
+
+
+def test_retention_counts_from_the_unplugging_and_not_from_when_a_device_was_let_go() -> None:
+    replay = Replay()
+    replay(present(usb_port()))
+    replay.hold(POD)
+    replay(gone(usb_port()))
+    unplugged_at = replay.now
+    replay.now += 100
+    replay.hold()
+    assert replay.inventory.deadline == unplugged_at + POLICY.retention
+
+
+def test_the_kubelet_is_asked_as_long_as_its_word_would_change_something() -> None:
+    replay = Replay()
+    replay(present(usb_port()))
+    assert not replay.inventory.awaits_holders
+    replay.grant()
+    assert replay.inventory.awaits_holders, "who has got it?"
+    replay.now += POLICY.holder_grace
+    replay.hold(POD)
+    assert not replay.inventory.awaits_holders
+    replay.grant()
+    assert replay.inventory.awaits_holders, "perhaps one more has got it"
+    replay.now += POLICY.holder_grace
+    replay.hold(POD)
+    replay(gone(usb_port()))
+    assert replay.inventory.awaits_holders, "it is free once the pod is deleted"
+    replay.hold()
+    assert not replay.inventory.awaits_holders
