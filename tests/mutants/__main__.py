@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tomllib
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +81,11 @@ def main() -> int:
     for module, tests in chosen:
         findings = examine(module, tests)
         found = [mutant for mutant, _ in findings.survivors]
-        spared = sum(mutant in accepted for mutant in found)
+        spared = sum(is_accepted(mutant, accepted) for mutant in found)
         killed = findings.mutants - len(found)
         figures = (findings.mutants, killed, len(found), spared)
         table.append([module, *map(str, figures)])
-        unexpected += [(m, diff) for m, diff in findings.survivors if m not in accepted]
+        unexpected += [(m, d) for m, d in findings.survivors if not is_accepted(m, accepted)]
         idle += [one for one in accepted if one.module == module and one not in found]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
@@ -112,13 +112,17 @@ def modules_of(wanted: list[str]) -> list[tuple[str, list[str]]]:
     return chosen
 
 
+def is_accepted(mutant: Mutant, accepted: set[Mutant]) -> bool:
+    return mutant in accepted or replace(mutant, module="") in accepted
+
+
 def read_accepted() -> set[Mutant]:
     entries = tomllib.loads(ACCEPTED.read_text("utf-8")).get("survivor", [])
     for entry in entries:
         if not entry["reason"]:
             sys.exit(f"{ACCEPTED}: {entry['line']!r} is accepted without a reason")
     return {
-        Mutant(entry["module"], entry["line"], operator)
+        Mutant(entry.get("module", ""), entry["line"], operator)
         for entry in entries
         for operator in entry["operators"]
     }
