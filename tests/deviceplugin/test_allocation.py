@@ -291,3 +291,96 @@ def test_where_most_of_the_chosen_are_decides(places: list[tuple[str, int]]) -> 
         available_deviceIDs=names[3:], must_include_deviceIDs=names[:3], allocation_size=4
     )
     assert list(prefer(request, snapshot, 1).deviceIDs) == ["c", "a", "b", "beside-a-and-b"]
+
+
+def test_an_id_is_cut_only_where_it_is_longer_than_any_that_is_ours() -> None:
+    _, whole = refused(["x" * 80])
+    assert whole.startswith("x" * 80 + " is not known")
+    _, cut = refused(["x" * 81])
+    assert cut.startswith("x" * 80 + "... is not known")
+
+
+def test_with_cdi_a_container_gets_names_and_no_nodes() -> None:
+    (container,) = ask(["a", "b"], offer=Offer(SERIAL, cdi=True)).container_responses
+    assert [one.name for one in container.cdi_devices] == [f"{SERIAL}=a", f"{SERIAL}=b"]
+    assert not container.devices
+    assert container.envs["USBPLUGIN_SERIAL_DEVICES"] == "/dev/ttyUSB0,/dev/ttyUSB1"
+    (container,) = ask(["a"]).container_responses
+    assert not container.cdi_devices
+
+
+def test_what_is_told_of_a_modem_is_told_of_its_first_port() -> None:
+    ports = tuple(usb_port(f"ttyUSB{n}", interface=n) for n in range(2, 5))
+    modem = Device("modem", SERIAL, Health.READY, "", ports, 0.0)
+    request = v1beta1.AllocateRequest(
+        container_requests=[v1beta1.ContainerAllocateRequest(devices_ids=["modem"])]
+    )
+    response, given = allocate(request, Snapshot(SERIAL, (modem,)), DEFAULT, link_to, locate)
+    (container,) = response.container_responses
+    assert given == (modem,)
+    (info,) = json.loads(container.envs["USBPLUGIN_SERIAL_INFO"])
+    assert info == {
+        "id": "modem",
+        "vendor": "0403",
+        "product": "6001",
+        "serial": "A5069RR4",
+        "manufacturer": "FTDI",
+        "productName": "FT232R USB UART",
+        "interface": 2,
+        "location": "0000:00:14.0-1",
+    }
+    assert [one.host_path for one in container.devices] == [
+        f"/run/usbplugin/modem/if{number:02}" for number in range(2, 5)
+    ]
+
+
+def test_the_ports_and_devices_of_a_container_path_are_counted_from_zero() -> None:
+    modems = tuple(
+        Device(
+            name,
+            SERIAL,
+            Health.READY,
+            "",
+            tuple(usb_port(f"ttyUSB{n}", interface=n) for n in range(2)),
+            0.0,
+        )
+        for name in "ab"
+    )
+    request = v1beta1.AllocateRequest(
+        container_requests=[v1beta1.ContainerAllocateRequest(devices_ids=["a", "b"])]
+    )
+    offer = Offer(SERIAL, container_path="/dev/m{device}.{port}")
+    response, _ = allocate(request, Snapshot(SERIAL, modems), offer, link_to, locate)
+    paths = [one.container_path for one in response.container_responses[0].devices]
+    assert paths == ["/dev/m0.0", "/dev/m0.1", "/dev/m1.0", "/dev/m1.1"]
+
+
+def chosen(available: list[str], must: list[str], size: int, shares: int = 1) -> list[str]:
+    request = v1beta1.ContainerPreferredAllocationRequest(
+        available_deviceIDs=available, must_include_deviceIDs=must, allocation_size=size
+    )
+    return list(prefer(request, HUBS, shares).deviceIDs)
+
+
+def test_what_is_not_known_is_taken_last_and_hinders_nobody() -> None:
+    assert chosen(["ghost", "far"], [], 1) == ["far"]
+    assert chosen(["ghost", "far"], ["phantom"], 3) == ["phantom", "far", "ghost"]
+    never_seen = Device("held", SERIAL, Health.UNPLUGGED, "held", (), 0.0)
+    request = v1beta1.ContainerPreferredAllocationRequest(
+        available_deviceIDs=["held", "a"], must_include_deviceIDs=["held"], allocation_size=2
+    )
+    snapshot = Snapshot(SERIAL, (never_seen, *SNAPSHOT.devices))
+    assert list(prefer(request, snapshot, 1).deviceIDs) == ["held", "a"]
+
+
+def test_shares_are_spread_over_devices_that_fewer_containers_have() -> None:
+    shares = ["hub1-old.1", "hub1-old.2", "far.0", "far.1", "far.2"]
+    assert chosen(shares, [], 1, shares=3) == ["far.0"], "nobody has it yet"
+    assert chosen(shares, [], 2, shares=3) == ["far.0", "hub1-old.1"], "one of each"
+    assert chosen(shares, ["far.0"], 2, shares=3) == ["far.0", "hub1-old.1"]
+
+
+def test_what_must_be_included_is_counted_once() -> None:
+    assert chosen(["far", "hub1-old"], ["far", "far"], 2) == ["far", "hub1-old"]
+    assert chosen(["far", "hub1-old"], ["far"], 1) == ["far"]
+    assert chosen(["far", "hub1-old"], [], 0) == []
