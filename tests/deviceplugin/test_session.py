@@ -18,8 +18,7 @@ from tests.support import usb_port
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
 from usbplugin.custody import Offer
-from usbplugin.deviceplugin import Session, State
-from usbplugin.deviceplugin import session as session_module
+from usbplugin.deviceplugin import Session, State, backoff
 from usbplugin.deviceplugin.session import STREAM_TIMEOUT
 from usbplugin.errors import KubeletError
 from usbplugin.inventory import Device, Health, Snapshot
@@ -483,7 +482,7 @@ async def test_while_it_waits_to_try_again_it_is_not_ready(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(session_module, "_FIRST_DELAY", 60.0)
+    monkeypatch.setattr(backoff, "_FIRST_DELAY", 60.0)
     monkeypatch.setattr(ClassicRegistrar, "longest_delay", 60.0)
     async with running(directory, snapshot("a")) as session:
         await until_streaming(session)

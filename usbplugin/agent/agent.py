@@ -12,14 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
-from usbplugin.config import Registration, load
+from usbplugin.agent.config_file import configurations
+from usbplugin.config import Registration
 from usbplugin.custody import CdiDirectory, Custody, LinkDirectory, StateStore
 from usbplugin.custody.holders import Holders
 from usbplugin.deviceplugin import DevicePluginFront
 from usbplugin.discovery import AllPorts, FactQueue
-from usbplugin.errors import ConfigError
 from usbplugin.foundation.supervision import Part, supervise
-from usbplugin.foundation.watch import follow
 from usbplugin.kubelet import ClassicRegistrar, PluginDirectory, PodResources, WatcherRegistrar
 from usbplugin.status.health import session_part, source_part
 from usbplugin.status.journal import Journal
@@ -264,19 +263,8 @@ class Agent:
         self._front.look()
 
     async def _follow_config(self, file: Path, tasks: asyncio.TaskGroup) -> None:
-        """Apply the file whenever its text changes; a ConfigMap changes by a swapped link."""
-        seen: object = self  # whatever the file holds, it is new at first
-        async for _ in follow(file.parent, asyncio.Event(), contents=True):
-            text = _content(file)
-            if text == seen:
-                continue
-            seen = text
-            try:
-                config = load(file)
-            except ConfigError as error:
-                _log.error("configuration refused; the old one stays", extra=fields(reason=error))
-                self._metrics.config_looked_at("refused")
-                continue
+        refused = partial(self._metrics.config_looked_at, "refused")
+        async for config in configurations(file, refused):
             if config == self._config:
                 self._metrics.config_looked_at("unchanged")
             else:
@@ -305,11 +293,3 @@ class Agent:
                 file=self._config_file, kept=sorted(kept), now=sorted(self._front.sessions)
             ),
         )
-
-
-def _content(path: Path) -> bytes | None:
-    """A file's content; None if it cannot be read."""
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import random
 from contextlib import asynccontextmanager, suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
+from usbplugin.deviceplugin.backoff import Backoff, Patience
 from usbplugin.deviceplugin.service import DevicePlugin
 from usbplugin.errors import KubeletError
 from usbplugin.kubelet.directory import unix_target
@@ -39,8 +38,6 @@ _log = logging.getLogger(__name__)
 STREAM_TIMEOUT = 10.0
 """The kubelet opens its stream right after Register, or never: at first we wait a tenth of this."""
 _STABLE_AFTER = 10.0
-_FIRST_DELAY = 0.02
-_MOST_DOUBLINGS = 16
 _STOP_GRACE = 1.0
 
 
@@ -83,7 +80,6 @@ class Session:
         self._registrar = registrar
         self._directory = registrar.directory
         self._custody = custody
-        self._stream_timeout = stream_timeout
         self._observer = observer
         self._kubelet: Incarnation | None = None
         self._socket: Path | None = None
@@ -91,9 +87,8 @@ class Session:
         self._wake = asyncio.Event()
         self._closing = False
         self._state = State.WAITING
-        self._failures = 0
-        self._streamless = 0
-        """Generations in a row that got no stream."""
+        self._backoff = Backoff(registrar.longest_delay)
+        self._patience = Patience(stream_timeout)
 
     @property
     def state(self) -> State:
@@ -143,13 +138,13 @@ class Session:
                 break
             is_new, self._kubelet = self._kubelet not in (None, kubelet), kubelet
             if is_new:
-                self._failures = 0
+                self._backoff.reset()
             self._observer.generation_began(self.resource, kubelet_is_new=is_new)
             try:
                 await self._generation(kubelet)
             except KubeletError as error:
                 self._state = State.BACKING_OFF
-                delay = self._next_delay()
+                delay = self._backoff.next_delay()
                 _log.warning(
                     "not registered with the kubelet; trying again",
                     extra=fields(resource=self.resource, reason=error, seconds=f"{delay:.2f}"),
@@ -186,11 +181,7 @@ class Session:
         """Follow a registered generation, and return once a new one is needed."""
         loop = asyncio.get_running_loop()
         registered = loop.time()
-        # A kubelet that hung up on us while it saw an old instance go says nothing: find out
-        # soon, and be patient only with one that proves slow.
-        patience = min(
-            math.ldexp(self._stream_timeout / 10, self._streamless), self._stream_timeout
-        )
+        patience = self._patience.seconds
         _log.info("registered", extra=fields(resource=self.resource, socket=path.name))
         self._state = State.REGISTERED
         while not self._closing:
@@ -199,7 +190,7 @@ class Session:
                 return self._over(obstacle)
             age = loop.time() - registered
             if plugin.streams or plugin.has_lost_stream:
-                self._streamless = 0
+                self._patience.reset()
             if plugin.has_lost_stream:  # also if others are open: they may be a stranger's
                 if age <= _STABLE_AFTER:
                     raise KubeletError("the kubelet ended its stream soon after it began")
@@ -207,10 +198,10 @@ class Session:
             if plugin.streams:
                 self._state = State.STREAMING
                 if age > _STABLE_AFTER:
-                    self._failures = 0
+                    self._backoff.reset()
                 await self._wake.wait()
             elif age >= patience:
-                self._streamless = min(self._streamless + 1, _MOST_DOUBLINGS)
+                self._patience.lose()
                 raise KubeletError(f"no ListAndWatch stream within {patience:.1f} s")
             else:
                 await self._wait(patience - age)
@@ -298,13 +289,7 @@ class Session:
             if (left := end - loop.time()) <= 0:
                 return
             await self._wait(left)
-        self._failures = 0
-
-    def _next_delay(self) -> float:
-        """Grows with each failure; jittered, so that resources do not register in lockstep."""
-        delay = min(math.ldexp(_FIRST_DELAY, self._failures), self._registrar.longest_delay)
-        self._failures = min(self._failures + 1, _MOST_DOUBLINGS)
-        return delay * random.uniform(0.5, 1.0)  # noqa: S311 -- spreads load, guards nothing
+        self._backoff.reset()
 
     async def _wait(self, seconds: float) -> None:
         with suppress(TimeoutError):
