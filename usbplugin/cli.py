@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EXIT_CODES = """\
 exit codes:
   0  done
-  1  it did not work: the message says what, and what to do
+  1  it failed: the message says why, and what to do
   2  wrong usage, or a configuration that makes no sense
 """
 

@@ -291,5 +291,5 @@ def test_a_directory_that_fails_is_complained_of_once_until_it_has_worked_again(
         cdi.remove(SERIAL)
         (tmp_path / "cdi").rmdir()
     assert [(r.levelname, r.message.split(":")[0]) for r in caplog.records] == [
-        ("ERROR", "CDI spec cannot be kept")
+        ("ERROR", "cannot write the CDI spec")
     ] * 2

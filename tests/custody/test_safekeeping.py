@@ -277,7 +277,7 @@ async def test_each_refused_start_sees_to_it_that_the_device_is_remembered(tmp_p
 
 async def test_a_refused_start_of_what_nobody_knows_leaves_nothing(tmp_path: Path) -> None:
     keeper = Keeper(tmp_path)
-    assert "is not known" in await keeper.pre_start(GPS)
+    assert "is unknown" in await keeper.pre_start(GPS)
     await rest()
     assert not keeper.links.exists()
 

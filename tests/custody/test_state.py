@@ -110,5 +110,5 @@ def test_a_disk_that_fails_is_complained_of_once_and_once_more_when_it_fails_aga
         obstacle.rmdir()
         assert store.save(STATE)
     messages = {record.message for record in caplog.records}
-    assert messages == {"what was allocated cannot be remembered over a restart of the plugin"}
+    assert messages == {"cannot save state; a restarted plugin will not know what was allocated"}
     assert len(caplog.records) == 2

@@ -156,17 +156,17 @@ def test_two_nodes_under_one_container_path_are_refused() -> None:
 @pytest.mark.parametrize(
     ("containers", "status", "message"),
     [
-        ([["nobody"]], "NOT_FOUND", "nobody is not known to usbplugin/serial"),
+        ([["nobody"]], "NOT_FOUND", "nobody is unknown to usbplugin/serial"),
         ([["z"]], "INVALID_ARGUMENT", "z belongs to usbplugin/zigbee, not to usbplugin/serial"),
         (
             [["away"]],
             "FAILED_PRECONDITION",
             "away is unplugged: /dev/ttyUSB2 is gone",
         ),
-        ([["a", "a"]], "INVALID_ARGUMENT", "a was requested 2 times; it can have one holder"),
-        ([["a"], ["a"]], "INVALID_ARGUMENT", "a was requested 2 times; it can have one holder"),
-        ([], "INVALID_ARGUMENT", "the kubelet asked usbplugin/serial for no device at all"),
-        ([[]], "INVALID_ARGUMENT", "the kubelet asked usbplugin/serial for no device at all"),
+        ([["a", "a"]], "INVALID_ARGUMENT", "a was requested 2 times; it can be allocated once"),
+        ([["a"], ["a"]], "INVALID_ARGUMENT", "a was requested 2 times; it can be allocated once"),
+        ([], "INVALID_ARGUMENT", "the kubelet requested no device of usbplugin/serial"),
+        ([[]], "INVALID_ARGUMENT", "the kubelet requested no device of usbplugin/serial"),
         ([["a"], ["away"]], "FAILED_PRECONDITION", "away is unplugged"),
     ],
 )
@@ -295,9 +295,9 @@ def test_where_most_of_the_chosen_are_decides(places: list[tuple[str, int]]) -> 
 
 def test_an_id_is_cut_only_where_it_is_longer_than_any_that_is_ours() -> None:
     _, whole = refused(["x" * 80])
-    assert whole.startswith("x" * 80 + " is not known")
+    assert whole.startswith("x" * 80 + " is unknown")
     _, cut = refused(["x" * 81])
-    assert cut.startswith("x" * 80 + "... is not known")
+    assert cut.startswith("x" * 80 + "... is unknown")
 
 
 def test_with_cdi_a_container_gets_names_and_no_nodes() -> None:

@@ -65,4 +65,4 @@ def test_no_container_starts_with_a_device_that_was_swapped_unseen(tmp_path: Pat
     plug(devices, "ttyUSB0", "OTHER")
     refused = pre_start()
     assert isinstance(refused, AbortedError)
-    assert "only just ceased" in refused.details
+    assert "has just stopped being" in refused.details

@@ -84,7 +84,7 @@ def test_a_held_device_stays_listed_beyond_its_retention() -> None:
 def test_a_holder_alone_makes_a_device_known() -> None:
     replay = Replay()
     assert replay.hold(POD) == {A: Health.UNPLUGGED}
-    assert replay.device().reason == "held, but not seen since the plugin started"
+    assert replay.device().reason == "held by a pod, but not seen since the plugin started"
     assert replay(present(usb_port())) == {A: Health.READY}
 
 
@@ -102,7 +102,7 @@ def test_five_departures_in_a_minute_are_flapping() -> None:
     assert replay(present(usb_port())) == {A: Health.READY}
     replay(gone(usb_port()))
     assert replay(present(usb_port())) == {A: Health.FLAPPING}
-    assert "came and went 5 times" in replay.device().reason
+    assert "was unplugged 5 times" in replay.device().reason
     assert replay.inventory.deadline == replay.now + POLICY.flap_quiet
     assert replay.wait(POLICY.flap_quiet - 1) == {A: Health.FLAPPING}
     assert replay.wait(1) == {A: Health.READY}
@@ -508,7 +508,7 @@ def test_a_device_flaps_on_though_its_departures_are_long_ago_if_it_was_never_qu
 def test_flapping_is_told_with_what_would_end_it() -> None:
     replay = Replay()
     departures(replay, 0, 1, 2, 3, 4)
-    assert replay.device().reason == "came and went 5 times; usable after 30 s of quiet"
+    assert replay.device().reason == "was unplugged 5 times; usable after 30 s of quiet"
 
 
 def test_the_ports_of_a_modem_do_not_count_as_departures_of_it() -> None:

@@ -223,14 +223,14 @@ class Agent:
             wait.cancel()
         if self._unheard and not self._stopping.is_set():
             _log.warning(
-                "registering without having heard of all sources",
+                "registering before every source has listed its ports",
                 extra=fields(missing=sorted(self._unheard)),
             )
             return
         await self._holders.ask()
         if not self._holders.can_be_asked:
             _log.info(
-                "who holds devices is not known: no PodResources socket",
+                "no PodResources socket; cannot tell who holds devices",
                 extra=fields(socket=self._places.pod_resources),
             )
         self._custody.clean_up()
@@ -274,7 +274,7 @@ class Agent:
     async def _reconfigure(self, config: Config, tasks: asyncio.TaskGroup) -> None:
         before, self._config = self._config, config
         if config.nodes != before.nodes:
-            _log.warning("nodes changed: takes effect when the plugin is restarted")
+            _log.warning("nodes changed; restart the plugin to apply that")
         kept = {
             offer.resource
             for offer in config.offers()

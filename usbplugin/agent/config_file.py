@@ -37,7 +37,9 @@ async def configurations(file: Path, refused: Callable[[], None]) -> AsyncIterat
         try:
             config = load(file)
         except ConfigError as error:
-            _log.error("configuration refused; the old one stays", extra=fields(reason=error))
+            _log.error(
+                "configuration refused; keeping the previous one", extra=fields(reason=error)
+            )
             refused()
             continue
         yield config

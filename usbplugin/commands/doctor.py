@@ -80,5 +80,5 @@ def report(findings: Mapping[str, Finding]) -> str:
 
 
 COMMAND = Command(
-    "doctor", "find out what is wrong with this node, and how to mend it", _add_flags, _run
+    "doctor", "find out what is wrong with this node, and how to fix it", _add_flags, _run
 )

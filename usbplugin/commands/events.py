@@ -23,7 +23,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_daemon(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, an object on each line")
     parser.add_argument(
-        "--follow", "-f", action="store_true", help="go on, and show events as they happen"
+        "--follow", "-f", action="store_true", help="keep running, and show events as they happen"
     )
 
 

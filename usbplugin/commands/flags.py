@@ -60,7 +60,8 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help=f"the configuration; without one, all is usbplugin/serial (${_variable('--config')})",
+        help="the configuration file; without one, every port is a usbplugin/serial"
+        f" (${_variable('--config')})",
     )
 
 
@@ -69,7 +70,7 @@ def add_daemon(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--direct",
         action="store_true",
-        help="look at the hardware even if a daemon runs here; implied by --config, --device-dir"
+        help="look at the hardware even if a daemon is running; implied by --config, --device-dir"
         " and --udev",
     )
     _add_link_dir(parser)
@@ -97,8 +98,7 @@ def add_places(parser: argparse.ArgumentParser) -> None:
         parser,
         "--own-pod",
         "NAMESPACE/NAME",
-        "the pod this runs in: what the kubelet says of who holds devices is believed once it knows"
-        " that pod",
+        "this pod's name: the kubelet's list of holders is trusted once it includes it",
     )
     add(
         parser,
@@ -140,7 +140,7 @@ def _add_link_dir(parser: argparse.ArgumentParser) -> None:
         parser,
         "--link-dir",
         "DIR",
-        "where stable links to device nodes are kept, and the daemon's socket is; must be the same"
+        "directory for stable links to device nodes and the daemon's socket; must be the same"
         " path on the host",
         default=str(Places().link_dir),
     )

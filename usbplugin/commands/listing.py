@@ -31,7 +31,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_daemon(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
-        "--watch", action="store_true", help="go on, and show changes as they happen"
+        "--watch", action="store_true", help="keep running, and show changes as they happen"
     )
 
 

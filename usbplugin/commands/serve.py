@@ -26,11 +26,11 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         parser,
         "--http-address",
         "HOST:PORT",
-        "where to serve metrics, health and a status page, e.g. :9808; without it, only root on"
+        "address for metrics, health and a status page, e.g. :9808; without it, only root on"
         " this node can ask",
     )
-    flags.add(parser, "--log-level", None, "least severe records to log", "info", _LOG_LEVELS)
-    flags.add(parser, "--log-format", None, "how log lines look", "text", _LOG_FORMATS)
+    flags.add(parser, "--log-level", None, "the least severe level to log", "info", _LOG_LEVELS)
+    flags.add(parser, "--log-format", None, "format of log lines", "text", _LOG_FORMATS)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -69,7 +69,7 @@ class CdiDirectory:
         if not self._complained:
             self._complained = True
             _log.error(
-                "CDI spec cannot be kept: containers may not start, or with an old one",
+                "cannot write the CDI spec; containers may not start, or get an old node",
                 extra=fields(file=path, error=error, hint="mount the CDI directory writable"),
             )
 

@@ -125,7 +125,7 @@ class LinkDirectory:
         if not self._complained:
             self._complained = True
             _log.warning(
-                "links cannot be kept; allocating nodes themselves, which a container restarted"
+                "cannot keep links; allocating the nodes themselves, which a container restarted"
                 " after a replug may find gone or taken",
                 extra=fields(
                     directory=self._directory,

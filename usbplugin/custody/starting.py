@@ -37,7 +37,7 @@ def start_problem(device: Device, paths: Mapping[str, str]) -> str:
             )
         if not is_unchanged(port):
             return (
-                f"{port.node} has only just ceased to be {device.id}; the container is started"
-                " when that is found again"
+                f"{port.node} has just stopped being {device.id}; the container will start"
+                " once that device is found again"
             )
     return ""

@@ -61,7 +61,7 @@ class StateStore:
             if not self._complained:
                 self._complained = True
                 _log.warning(
-                    "what was allocated cannot be remembered over a restart of the plugin",
+                    "cannot save state; a restarted plugin will not know what was allocated",
                     extra=fields(directory=self._directory, error=error),
                 )
             return False

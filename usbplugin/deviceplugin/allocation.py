@@ -55,12 +55,12 @@ def allocate(
     """
     requested = [list(container.devices_ids) for container in request.container_requests]
     if not requested or not all(requested):
-        raise _invalid(f"the kubelet asked {offer.resource} for no device at all")
+        raise _invalid(f"the kubelet requested no device of {offer.resource}")
     times = Counter(share_id for ids in requested for share_id in ids)
     for share_id, count in times.items():
         if count > 1:
             raise _invalid(
-                f"{_named(share_id)} was requested {count} times; it can have one holder"
+                f"{_named(share_id)} was requested {count} times; it can be allocated once"
             )
     devices = usable_devices(times, snapshot, offer.shares, locate)
     response = v1beta1.AllocateResponse()
@@ -101,8 +101,8 @@ def usable_devices(
                 raise _invalid(f"{_named(share_id)} belongs to {other}, not to {snapshot.resource}")
             raise AllocationError(
                 grpc.StatusCode.NOT_FOUND,
-                f"{_named(share_id)} is not known to {snapshot.resource}: it was not seen since the"
-                " plugin started, or was unplugged so long ago that it was forgotten",
+                f"{_named(share_id)} is unknown to {snapshot.resource}: it has not been seen since"
+                " the plugin started, or was unplugged so long ago that it was forgotten",
             )
         if not device.health.is_usable and device.health not in also:
             raise AllocationError(

@@ -146,7 +146,7 @@ class Session:
                 self._state = State.BACKING_OFF
                 delay = self._backoff.next_delay()
                 _log.warning(
-                    "not registered with the kubelet; trying again",
+                    "registration failed; trying again",
                     extra=fields(resource=self.resource, reason=error, seconds=f"{delay:.2f}"),
                 )
                 await self._pause(delay, kubelet)

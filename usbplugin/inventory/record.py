@@ -125,7 +125,7 @@ class Record:
         if self._is_flapping(policy, now):
             self.wake = self.last_move + policy.flap_quiet
             return Health.FLAPPING, (
-                f"came and went {len(self.departures)} times; usable after"
+                f"was unplugged {len(self.departures)} times; usable after"
                 f" {policy.flap_quiet:g} s of quiet"
             )
         if held and (moved := self._displacement()):
@@ -134,7 +134,7 @@ class Record:
 
     def _absence(self) -> str:
         if not self.ports:
-            return "held, but not seen since the plugin started"
+            return "held by a pod, but not seen since the plugin started"
         nodes = ", ".join(port.node for port in self.ports.values())
         return f"{nodes} {'is' if len(self.ports) == 1 else 'are'} gone"
 
@@ -155,8 +155,8 @@ class Record:
         """Why whoever holds it has not what is offered here; empty if there is no reason."""
         if foreign := self.held_as - {self.rule.name}:
             return (
-                f"{', '.join(self.holders)} holds it as {', '.join(sorted(foreign))}, to which it"
-                " does not belong any longer: delete the pod"
+                f"{', '.join(self.holders)} holds it as {', '.join(sorted(foreign))}, which no"
+                " longer selects it: delete the pod"
             )
         if not self.rule.checks_starts:
             return ""
