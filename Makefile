@@ -59,7 +59,7 @@ $(MUTANTS)/.installed: requirements-mutants.lock
 	$(MUTANTS)/bin/python -m pip install --quiet --require-hashes -r requirements-mutants.lock
 	@touch $@
 
-mutants: $(MUTANTS)/.installed .venv ## break the code in small ways and see what no test notices (an hour or more; ARGS=usbplugin/custody/links.py: minutes)
+mutants: $(MUTANTS)/.installed .venv ## break the code in small ways, see what no test notices (an hour or more; minutes for ARGS=usbplugin/custody/links.py)
 	$(BIN)/python -m tests.mutants $(ARGS)
 
 image: ## build the container image with docker, podman or buildah
