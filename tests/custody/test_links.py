@@ -209,3 +209,15 @@ def test_what_cannot_be_removed_is_complained_of(
     (tmp_path / "usb-a/device.json").mkdir(parents=True)
     LinkDirectory(tmp_path).forget("usb-a")
     assert len(caplog.records) == 1
+
+
+def test_a_link_that_was_good_all_along_ends_no_complaint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    links = LinkDirectory(tmp_path)
+    links.update(READY)
+    (tmp_path / "usb-b").write_text("not a directory")
+    for _ in range(3):
+        links.update(msgspec.structs.replace(READY, id="usb-b"))
+        links.update(READY)
+    assert len(caplog.records) == 1
