@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -44,9 +45,15 @@ def test_a_newer_state_replaces_the_older_one_whole(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "usb-a").iterdir()] == ["device.json"]
 
 
-def test_others_may_read_a_state_and_not_write_it(tmp_path: Path) -> None:
-    StateStore(tmp_path).save(STATE)
-    assert (tmp_path / "usb-a/device.json").stat().st_mode & 0o022 == 0
+def test_others_may_read_a_state_and_not_write_it_whatever_the_umask(tmp_path: Path) -> None:
+    store, file = StateStore(tmp_path), tmp_path / "usb-a/device.json"
+    umask = os.umask(0)
+    try:
+        for _ in range(2):  # with its folder, and into it
+            store.save(STATE)
+            assert file.stat().st_mode & 0o777 == 0o644
+    finally:
+        os.umask(umask)
 
 
 def test_a_state_is_kept_until_somebody_deletes_it(tmp_path: Path) -> None:
