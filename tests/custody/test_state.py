@@ -119,3 +119,11 @@ def test_a_disk_that_fails_is_complained_of_once_and_once_more_when_it_fails_aga
     messages = {record.message for record in caplog.records}
     assert messages == {"cannot save state; a restarted plugin will not know what was allocated"}
     assert len(caplog.records) == 2
+
+
+def test_a_disk_that_never_worked_is_complained_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "run").write_text("not a directory")
+    assert not StateStore(tmp_path / "run").save(STATE)
+    assert len(caplog.records) == 1
