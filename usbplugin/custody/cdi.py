@@ -69,7 +69,7 @@ class CdiDirectory:
         if not self._complained:
             self._complained = True
             _log.error(
-                "cannot write the CDI spec; containers may not start, or get an old node",
+                "cannot write the CDI spec: containers may not start, or get an old node",
                 extra=fields(file=path, error=error, hint="mount the CDI directory writable"),
             )
 
