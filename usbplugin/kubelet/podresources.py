@@ -80,8 +80,8 @@ class PodResources:
         pods = {f"{pod.namespace}/{pod.name}" for pod in answer.pod_resources}
         if self._own_pod and self._own_pod not in pods:
             raise KubeletError(
-                f"cannot get device holders from {self._socket}: the kubelet does not know its pods"
-                f" yet; our own, {self._own_pod}, is not among the {len(pods)} it lists"
+                f"the kubelet at {self._socket} does not know its pods yet: our own,"
+                f" {self._own_pod}, is not among the {len(pods)} it lists"
             )
         return tuple(
             HeldDevice(
