@@ -64,8 +64,8 @@ resources:
         ),
         (
             "resources: [{name: a/b, selectors: [{vid: 1}]}]",
-            "resources[0].selectors[0]: unknown key 'vid'; known here: vendor, product, serial,"
-            " manufacturer, productName, driver, interface, location, node",
+            "resources[0].selectors[0]: unknown key 'vid'; known here: "
+            + ", ".join(Selector.__struct_encode_fields__),
         ),
         (
             "resources: [{name: a/b, selectors: [{product: 6001}]}]",

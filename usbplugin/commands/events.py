@@ -38,7 +38,7 @@ def _run(options: argparse.Namespace) -> int:
     for event in past:
         _print_event(event, as_json=options.json)
     if not past:
-        print("Nothing has happened yet.", file=sys.stderr)
+        print("No events yet.", file=sys.stderr)
     return 0
 
 

@@ -1,7 +1,7 @@
 """The inventory and what depends on it outside: links, CDI specs, state. In the event loop only.
 
-An order is kept: what a path leads to is changed before the kubelet hears of a device, and what a
-container is given is remembered before the kubelet gets its answer.
+An order is kept: what a path leads to is changed before a front hears of a device, and what a
+container is given is on disk before the kubelet gets its answer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The states of health, and the numbers that decide between them."""
+"""The states of health, and the times and counts that matter; ``record`` decides between them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """What a running usbplugin says about itself: devices, events, health, metrics and a status page.
 
-It only reads. The one side effect of a look is that the kubelet is asked who holds what, at most
-once a second.
+It decides nothing. A look has one side effect: the kubelet is asked who holds what, at most once a
+second. ``nodefeatures`` alone writes something, a file for Node Feature Discovery.
 """
