@@ -224,9 +224,12 @@ class UdevSource:
 
     def _post_looks(self, looks: Iterable[Look], post: Post) -> None:
         # The first to arrive keeps a disputed ID, so use the order a restarted plugin would see.
-        for look in sorted(looks, key=_arrival):
+        ordered = sorted(looks, key=_arrival)
+        # What has gone first: a device that moved is at two names in one batch of looks.
+        for look in ordered:
             if look.replaced or look.port is None:
                 post(PortGone(self.name, look.name, look.noticed))
+        for look in ordered:
             if look.port is not None:
                 post(PortPresent(self.name, look.port, look.noticed))
 

@@ -137,15 +137,44 @@ class Inventory:
 
     def apply(self, facts: Iterable[Fact], now: float) -> Update:
         """Take in a batch of facts, at ``now`` (seconds of any clock that never goes back)."""
+        gone, present = self._reduce(facts)
+        # What has gone is taken out before what has come is taken in: a device that moved would
+        # else be its own twin.
+        for key in gone:
+            self._leave(key, now)
+        for key, port in present.items():
+            before = self._ports.get(key)
+            if before is not None and fingerprint(before) != fingerprint(port):
+                self._leave(key, now)  # another device took the name, and nobody saw this one leave
+        for key, port in present.items():
+            self._arrive(key, port, now)
+        return self._conclude(now)
+
+    def _reduce(self, facts: Iterable[Fact]) -> tuple[set[Key], dict[Key, Port]]:
+        """The ports that left at some time during these facts, and those that are there at the end.
+
+        A port that was replaced is in both.
+        """
+        gone: set[Key] = set()
+        present: dict[Key, Port] = {}
         for fact in facts:
             match fact:
                 case PortPresent(source, port):
-                    self._arrive((source, port.name), port, now)
+                    present[source, port.name] = port
                 case PortGone(source, name):
-                    self._leave((source, name), now)
+                    gone.add((source, name))
+                    present.pop((source, name), None)
                 case AllPorts(source, ports):
-                    self._replace(source, ports, now)
-        return self._conclude(now)
+                    listed = {(source, port.name) for port in ports}
+                    missing = {key for key in (*self._ports, *present) if key[0] == source} - listed
+                    gone |= missing
+                    for key in missing & present.keys():
+                        del present[key]
+                    # Who came first keeps a disputed ID, and udevd's times make a restarted plugin
+                    # agree.
+                    for port in sorted(ports, key=lambda port: (port.initialized_usec, port.name)):
+                        present[source, port.name] = port
+        return gone, present
 
     def grant(self, device_id: str, paths: Mapping[str, str], now: float) -> Update:
         """A container gets the device, or gets it anew, under its present numbers.
@@ -202,22 +231,12 @@ class Inventory:
                 self._dirty.add(record.id)
         return self._conclude(now)
 
-    def _replace(self, source: str, ports: Sequence[Port], now: float) -> None:
-        present = {port.name for port in ports}
-        for key in [k for k in self._ports if k[0] == source and k[1] not in present]:
-            self._leave(key, now)
-        # Who came first keeps a disputed ID, and udevd's times make a restarted plugin agree.
-        for port in sorted(ports, key=lambda port: (port.initialized_usec, port.name)):
-            self._arrive((source, port.name), port, now)
-
     def _arrive(self, key: Key, port: Port, now: float) -> None:
         before = self._ports.get(key)
         if before == port and (
             key in self._record_of or self._superseded.get(key) in self._record_of
         ):
             return
-        if before is not None and fingerprint(before) != fingerprint(port):
-            self._leave(key, now)  # another device took the name, and its leaving went unseen
         self._ports[key] = port
         record = self._record_of.get(key)
         if port.readiness is Readiness.SETTLING:
