@@ -127,3 +127,18 @@ def test_a_disk_that_never_worked_is_complained_of(
     (tmp_path / "run").write_text("not a directory")
     assert not StateStore(tmp_path / "run").save(STATE)
     assert len(caplog.records) == 1
+
+
+def test_the_state_that_version_0_1_wrote_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "usb-0403:6001-GPS-A7-if00"
+    folder.mkdir()
+    (folder / "device.json").write_text(
+        """{"id":"usb-0403:6001-GPS-A7-if00","resource":"usbplugin/serial","ports":[{"name":"ttyUSB0",
+        "node":"/dev/ttyUSB0","number":[188,0],"usb":{"vendor_id":"0403","product_id":"6001",
+        "serial":"GPS-A7"}}],"handed_over":{"if00":{"number":[188,0],
+        "path":"/run/usbplugin/usb-0403:6001-GPS-A7-if00/if00"}},"absent_since":null}"""
+    )
+    (state,) = StateStore(tmp_path).load()
+    assert state.granted["if00"].number == DeviceNumber(188, 0)
+    assert state.granted["if00"].path == f"/run/usbplugin/{state.id}/if00"
+    assert not state.has_twin

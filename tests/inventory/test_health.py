@@ -619,3 +619,9 @@ def test_the_kubelet_is_asked_as_long_as_its_word_would_change_something() -> No
     assert is_asked(), "it is free once the pod is deleted"
     replay.hold()
     assert not is_asked()
+
+
+def test_only_a_ready_device_may_be_allocated_and_some_others_are_there_for_who_has_them() -> None:
+    assert [health for health in Health if health.is_usable] == [Health.READY]
+    there = {health for health in Health if health.is_there}
+    assert there == {Health.READY, Health.FLAPPING, Health.DISPLACED}

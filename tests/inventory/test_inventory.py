@@ -244,6 +244,13 @@ def test_only_resources_that_changed_get_a_new_snapshot() -> None:
     assert replay.inventory.apply([present(usb_port())], 2.0).snapshots == ()
 
 
+def test_a_snapshot_finds_its_devices_by_id() -> None:
+    replay = Replay()
+    replay(present(usb_port()))
+    snapshot = replay.inventory.snapshot(SERIAL)
+    assert snapshot.by_id[A] is snapshot.devices[0]
+
+
 def test_changes_tell_before_and_after() -> None:
     replay = Replay()
 
@@ -467,3 +474,43 @@ def test_devices_that_are_there_are_never_too_many() -> None:
         for number in range(MOST_ABSENT + 10)
     ]
     assert len(replay(*map(present, ports))) == MOST_ABSENT + 10
+
+
+SAVED = DeviceState(A, SERIAL, (usb_port(),), absent_since=0.0)
+
+
+def test_a_device_of_before_a_restart_stays_with_its_resource_whoever_would_match_it_now() -> None:
+    rules = (ResourceRule("a/first"), ResourceRule(SERIAL))
+    inventory = Inventory(rules, states=[SAVED])
+    inventory.apply([], 1.0)
+    assert [len(inventory.snapshot(rule.name).devices) for rule in rules] == [0, 1]
+
+
+def test_a_device_of_before_a_restart_goes_to_who_matches_it_where_its_resource_has_gone() -> None:
+    inventory = Inventory((ResourceRule("a/first"),), states=[SAVED])
+    inventory.apply([], 1.0)
+    assert [device.id for device in inventory.snapshot("a/first").devices] == [A]
+
+
+def test_what_was_never_granted_is_forgotten_in_time_though_the_kubelet_never_answers() -> None:
+    inventory = Inventory((ResourceRule(SERIAL),), states=[SAVED], holders_can_tell=True)
+    inventory.apply([], RETENTION - 1)
+    assert inventory.find(A) is not None
+    inventory.apply([], RETENTION + 1)
+    assert inventory.find(A) is None
+
+
+def test_another_plugins_device_among_those_held_hides_none_of_ours() -> None:
+    replay = Replay()
+    replay(present(usb_port()))
+    held = [HeldDevice("a/gpu", "GPU-0", "default/x/main"), HeldDevice(SERIAL, A, "default/y/main")]
+    replay.inventory.hold(held, replay.now, replay.now)
+    assert replay.device(A).holders == ("default/y/main",)
+
+
+def test_a_number_that_is_at_another_name_before_its_loss_was_heard_of_hides_nothing() -> None:
+    replay = Replay()
+    replay(present(usb_port("ttyUSB0")))
+    number = usb_port("ttyUSB0").number
+    other = msgspec.structs.replace(usb_port("ttyUSB9", serial="B", location="2"), number=number)
+    assert replay(present(other))["usb-0403:6001-B-if00"] is Health.READY

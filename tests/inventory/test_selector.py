@@ -71,3 +71,8 @@ def test_selectors_of_a_resource_are_alternatives_and_the_first_resource_wins() 
     assert first_match([first, second], PORT) is first
     assert first_match([first, second], usb_port(vendor_id="10c4")) is second
     assert first_match([first], usb_port(vendor_id="10c4")) is None
+
+
+def test_a_selector_without_a_key_is_empty() -> None:
+    assert Selector().is_empty is True
+    assert Selector(node="/dev/ttyUSB*").is_empty is False
