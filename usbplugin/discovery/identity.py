@@ -23,6 +23,8 @@ ID_FORM = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]*")
 
 _NOT_IN_ID = re.compile(r"[^A-Za-z0-9_.:-]")
 _DIGEST_LENGTH = 8
+_LIKE_A_DIGEST = re.compile(r"-[0-9a-f]{8}\Z")
+_BY_SERIAL = re.compile(r"usb-[0-9a-f]{4}:[0-9a-f]{4}-(?!at-|once-)")
 # Serials that vendors burn into every unit: all zeros, 1, 0001, FFFF, and runs such as 12345.
 _ALIKE = re.compile(r"0*1?|f+", re.IGNORECASE)
 _COUNTING = ("0123456789abcdef", "123456789abcdef", "1234567890")
@@ -64,12 +66,17 @@ def descriptors(port: Port, unit: Unit = Unit.PORT) -> Fingerprint:
 
 def fingerprint(port: Port, unit: Unit = Unit.PORT) -> Fingerprint:
     """Equal for the same device in the same place, whatever its names and numbers."""
-    return (*descriptors(port, unit), port.usb.location if port.usb else "")
+    return (*descriptors(port, unit), port.usb.location or port.usb.arrival if port.usb else "")
 
 
 def is_device_id(text: str) -> bool:
     """Whether ``text`` could be one of our IDs."""
     return len(text) <= ID_LENGTH and ID_FORM.fullmatch(text) is not None
+
+
+def is_by_serial(device_id: str) -> bool:
+    """Whether an ID is based on a serial number, which a device takes along wherever it goes."""
+    return _BY_SERIAL.match(device_id) is not None
 
 
 def is_usable_serial(serial: str) -> bool:
@@ -100,11 +107,14 @@ def _candidate_ids(
         return (_compose("dir-", name, "", origin),)
     head = f"usb-{usb.vendor_id}:{usb.product_id}-"
     tail = "" if unit is Unit.USB_DEVICE else f"-{slot}"
-    by_location = _compose(f"{head}at-", usb.location, tail)
-    last_resort = _compose(f"{head}at-", usb.location, tail, f"{origin}/{name}")
+    head_of_place, place = (f"{head}at-", usb.location)
+    if not place:  # nothing will tell the device from others when it is plugged in again
+        head_of_place, place = (f"{head}once-", usb.arrival)
+    by_location = _compose(head_of_place, place, tail)
+    last_resort = _compose(head_of_place, place, tail, f"{origin}/{name}")
     if _has_serial_identity(usb, mode):
-        # A serial must not pass for a location, whose prefix is "at-".
-        serial = re.sub(r"\Aat-", "at_", usb.serial)
+        # A serial must not pass for a location or an arrival.
+        serial = re.sub(r"\A(at|once)-", r"\1_", usb.serial)
         by_serial = _compose(head, serial, tail, "" if serial == usb.serial else usb.serial)
         return (by_serial, by_location, last_resort)
     return (by_location, last_resort)
@@ -123,7 +133,9 @@ def _compose(head: str, text: str, tail: str, salt: str = "") -> str:
     """Join the parts, adding a digest if ``text`` must be altered or a salt is given."""
     clean = _NOT_IN_ID.sub("_", text)
     room = ID_LENGTH - len(head) - len(tail)
-    if clean != text or len(clean) > room or salt:
+    # A text that looks as if it ended in a digest gets one too, or it could be made to spell the ID
+    # of another text.
+    if clean != text or len(clean) > room or salt or _LIKE_A_DIGEST.search(text):
         digest = hashlib.sha256(f"{text}\0{salt}".encode()).hexdigest()[:_DIGEST_LENGTH]
         clean = f"{clean[: room - _DIGEST_LENGTH - 1]}-{digest}"
     return f"{head}{clean}{tail}"

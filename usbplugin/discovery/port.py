@@ -59,7 +59,11 @@ class UsbInterface(msgspec.Struct, frozen=True):
     port_number: int = 0
     """Index among several ttys of one interface (usb-serial's port_number), usually 0."""
     location: str = ""
-    """Host controller and port chain, e.g. ``0000:00:14.0-1.2``: where the device is plugged in."""
+    """Host controller and port chain, e.g. ``0000:00:14.0-1.2``: where the device is plugged in.
+
+    Empty where no hardware decides on the place, as behind a virtual controller."""
+    arrival: str = ""
+    """Given where there is no location: names this plugging-in of the device, and no other one."""
     speed: str = ""
     """Mbit/s as sysfs words it: ``1.5``, ``12``, ``480``, ``5000``."""
 

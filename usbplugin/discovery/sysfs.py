@@ -8,6 +8,7 @@ Paths are strings here because ``pathlib`` is ten times slower, which counts in 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -16,12 +17,21 @@ from typing import TYPE_CHECKING
 from usbplugin.discovery.port import DeviceNumber, UsbInterface, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _ROOT_HUB = re.compile(r"usb\d+")
-# Platform glue between a SoC's USB block and its host controller, numbered in probe order: its
-# parent names the hardware better.
-_NUMBERED_CONTROLLER = re.compile(r"(xhci|ehci|ohci|uhci)-hcd\..*")
+_PCI_ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+# Platform devices are called NAME.ID, or NAME.ID.auto where the kernel chose the number itself
+# (platform_device_add, drivers/base/platform.c). Drivers number their controllers in the order in
+# which they probe them: xhci-hcd.1.auto, ci_hdrc.0, musb-hdrc.1.auto.
+_NUMBERED = re.compile(r".+\.\d+(\.auto)?")
+# Directories that every device of their kind is in: none of them is hardware.
+_NO_HARDWARE = frozenset({"platform", "virtual", "devices", "sys", "soc", ""})
+# USB/IP hands out the ports of its controller in the order in which devices are attached.
+_VIRTUAL_CONTROLLER = re.compile(r"vhci_hcd\.\d+")
+# Its number is the kernel module's parameter, and each has one port.
+_FIXED_CONTROLLER = re.compile(r"dummy_hcd\.\d+")
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _SUPER_SPEED = 5000.0
 _VANISHED = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR, errno.EIO})
 _LARGEST_ATTRIBUTE = 4096
@@ -73,6 +83,7 @@ def _read_tty(tty: str) -> Tty | None:
     if not interface or not device:
         return None
     parent = _followed(f"{tty}/device")
+    location = _location(device)
     usb = UsbInterface(
         vendor_id=_text(f"{device}/idVendor"),
         product_id=_text(f"{device}/idProduct"),
@@ -81,7 +92,8 @@ def _read_tty(tty: str) -> Tty | None:
         product=_descriptor(f"{device}/product"),
         interface=int(_text(f"{interface}/bInterfaceNumber"), 16),
         port_number=int(_optional(f"{parent}/port_number") or 0),
-        location=_location(device),
+        location=location,
+        arrival="" if location else _arrival(device),
         speed=_optional(f"{device}/speed"),
     )
     driver, numa_node = _driver(parent), _numa_node(device)
@@ -125,16 +137,37 @@ def _location(device: str) -> str:
 
     Bus numbers depend on the order in which controllers were found, so they are left out. An xHCI
     controller's second (SuperSpeed) root hub numbers its ports separately, marked ``ss``.
+
+    Returns:
+        The empty string where no hardware decides on the place.
     """
     root_hub = next((p for p in (device, *_parents(device)) if _ROOT_HUB.fullmatch(_name(p))), "")
-    if not root_hub:
-        return _name(device)
-    controller, *above = map(_name, _parents(root_hub))
-    if above and _NUMBERED_CONTROLLER.fullmatch(controller):
-        controller = above[0]
+    controller = _controller(map(_name, _parents(root_hub))) if root_hub else ""
+    if not controller:
+        return ""
     chain = _name(device).partition("-")[2]
     speed = _optional(f"{root_hub}/speed")
     return f"{controller}-{'ss' if speed and float(speed) >= _SUPER_SPEED else ''}{chain}"
+
+
+def _controller(names: Iterable[str]) -> str:
+    """What names the hardware of a host controller, given it and its parents, nearest first."""
+    for name in names:
+        if _VIRTUAL_CONTROLLER.fullmatch(name) or name in _NO_HARDWARE:
+            return ""
+        if (
+            _PCI_ADDRESS.fullmatch(name)
+            or _FIXED_CONTROLLER.fullmatch(name)
+            or not _NUMBERED.fullmatch(name)
+        ):
+            return name
+    return ""
+
+
+def _arrival(device: str) -> str:
+    """Names this life of a USB device; sysfs gives no inode twice between two boots."""
+    life = f"{_text(_BOOT_ID)} {os.stat(device).st_ino}"  # noqa: PTH116
+    return hashlib.sha256(life.encode()).hexdigest()[:16]
 
 
 def _numa_node(device: str) -> int | None:

@@ -22,6 +22,7 @@ from usbplugin.discovery.identity import (
     candidate_ids,
     descriptors,
     fingerprint,
+    is_by_serial,
     is_device_id,
 )
 from usbplugin.inventory.device import Device, DeviceState, GrantedPort, Snapshot, Update
@@ -308,7 +309,10 @@ class Inventory:
     def _is_anothers(self, record: Record, port: Port) -> bool:
         """Whether a known device is certainly, or perhaps, another one than the one of ``port``."""
         if not record.present:
-            return record.has_twin or self._has_twin(record)
+            if not is_by_serial(record.id):
+                return False  # whatever is plugged in there now
+            is_the_same = not record.ports or descriptors(port, record.rule.unit) in record.claims()
+            return not is_the_same or record.has_twin or self._has_twin(record)
         if descriptors(port, record.rule.unit) in record.claims():
             record.has_twin = True  # not to be forgotten, even if the other one is
             self._dirty.add(record.id)
