@@ -13,6 +13,7 @@ from usbplugin.discovery.identity import (
     candidate_ids,
     descriptors,
     fingerprint,
+    is_by_serial,
     is_device_id,
     is_usable_serial,
 )
@@ -193,3 +194,43 @@ def test_a_modem_is_named_without_its_interfaces_and_by_its_place_next() -> None
     assert by_serial == "usb-0403:6001-A5069RR4"
     assert by_place == "usb-0403:6001-at-0000:00:14.0-1"
     assert last.startswith("usb-0403:6001-at-0000:00:14.0-1-")
+
+
+@pytest.mark.parametrize("serial", ["GPS\x07", "X" * 126, "at-1", "once-1"])
+def test_no_serial_spells_the_id_that_another_serial_has_got_by_its_digest(serial: str) -> None:
+    spelled = first(serial=serial).removeprefix("usb-0403:6001-").removesuffix("-if00")
+    assert first(serial=spelled) != first(serial=serial)
+
+
+def test_what_has_neither_serial_nor_place_is_named_for_this_plugging_in_alone() -> None:
+    port, described = usb_port(serial=""), usb_port(serial="").usb
+    assert described is not None
+
+    def plugged_in(arrival: str, interface: int = 0) -> tuple[str, ...]:
+        usb = msgspec.structs.replace(described, location="", arrival=arrival, interface=interface)
+        return candidate_ids(msgspec.structs.replace(port, usb=usb), AUTO)
+
+    assert plugged_in("aa11")[0] == "usb-0403:6001-once-aa11-if00"
+    assert plugged_in("aa11", 2)[0] == "usb-0403:6001-once-aa11-if02"
+    assert set(plugged_in("aa11")).isdisjoint(plugged_in("bb22"))
+
+
+def test_a_serial_without_a_place_is_worth_as_much_as_with_one() -> None:
+    port = usb_port(serial="A5069RR4")
+    assert port.usb is not None
+    usb = msgspec.structs.replace(port.usb, location="", arrival="aa11")
+    virtual = msgspec.structs.replace(port, usb=usb)
+    assert candidate_ids(virtual, AUTO)[0] == candidate_ids(port, AUTO)[0]
+
+
+@pytest.mark.parametrize(
+    ("port", "is_serial"),
+    [
+        (usb_port(serial="A5069RR4"), True),
+        (usb_port(serial="at-1"), True),
+        (usb_port(serial=""), False),
+        (msgspec.structs.replace(usb_port(), usb=None, origin="/dev"), False),
+    ],
+)
+def test_an_id_tells_whether_it_is_based_on_a_serial(port: Port, is_serial: bool) -> None:  # noqa: FBT001 -- parametrized
+    assert is_by_serial(candidate_ids(port, AUTO)[0]) is is_serial

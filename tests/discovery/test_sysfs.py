@@ -151,3 +151,54 @@ def test_a_tty_that_vanishes_while_it_is_read(sysfs: FakeSysfs) -> None:
     tty = sysfs.cdc_acm(device, "ttyACM0")
     (device / "idProduct").unlink()
     assert read_tty(tty) is None
+
+
+@pytest.mark.parametrize(
+    ("controller", "place"),
+    [
+        ("pci0000:00/0000:00:14.0", "0000:00:14.0-1.2"),
+        ("platform/soc/3f980000.usb", "3f980000.usb-1.2"),
+        ("platform/soc/2184000.usb/ci_hdrc.0", "2184000.usb-1.2"),
+        ("platform/ocp/4a064000.omap/4a030000.usb/xhci-hcd.1.auto", "4a030000.usb-1.2"),
+        ("platform/1c19000.usb/musb-hdrc.2.auto", "1c19000.usb-1.2"),
+        ("platform/ff500000.glue/whatever.3/comes-next.1.auto", "ff500000.glue-1.2"),
+        ("pci0000:00/0000:00:15.0/dwc3.2.auto/xhci-hcd.3.auto", "0000:00:15.0-1.2"),
+        ("platform/dummy_hcd.3", "dummy_hcd.3-1.2"),
+    ],
+)
+def test_a_place_is_named_by_what_hardware_decides_on(
+    sysfs: FakeSysfs, controller: str, place: str
+) -> None:
+    tty = read_tty(sysfs.usb_serial(sysfs.device(controller), "ttyUSB0"))
+    assert tty is not None
+    assert (tty.usb.location, tty.usb.arrival) == (place, "")
+
+
+@pytest.mark.parametrize("controller", ["platform/vhci_hcd.0", "platform/ehci-board.1"])
+def test_what_is_numbered_in_order_of_arrival_is_no_place(
+    sysfs: FakeSysfs, controller: str
+) -> None:
+    devices = [sysfs.device(controller, chain=chain) for chain in ("1", "2")]
+    ports = [sysfs.usb_serial(device, f"ttyUSB{n}") for n, device in enumerate(devices)]
+    ports.append(sysfs.usb_serial(devices[0], "ttyUSB2", interface=1))
+    first, second, third = (tty.usb for port in ports if (tty := read_tty(port)))
+    assert {usb.location for usb in (first, second, third)} == {""}
+    assert first.arrival == third.arrival != second.arrival, "as many as there are devices"
+
+
+def test_ttys_that_the_driver_does_not_number_are_told_apart_by_their_order(
+    sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = sysfs.device()
+    # Registered in this order, under the names that happened to be free.
+    names = ["ttyACM7", "ttyACM2", "ttyACM10", "ttyACM3"]
+    ttys = [sysfs.cdc_acm(device, names[0])]
+    for name in names[1:]:
+        ttys.append(ttys[0].parent / name)
+        sysfs._write(ttys[-1], dev=b"166:" + name.removeprefix("ttyACM").encode())
+        (ttys[-1] / "device").symlink_to(ttys[0].parents[1])
+    # A test's file system may give inodes in any order, which the kernel's does not.
+    order = {str(tty): inode for inode, tty in enumerate(ttys, 1)}
+    monkeypatch.setattr("usbplugin.discovery.sysfs.inode_of", order.get)
+    found = [tty.usb.port_number for path in ttys if (tty := read_tty(path))]
+    assert found == [0, 1, 2, 3]

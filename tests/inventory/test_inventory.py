@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from tests.support import all_ports, gone, present, usb_port
-from usbplugin.discovery import Fact, IdentityMode, Port, Readiness
+from usbplugin.discovery import Fact, IdentityMode, Port, Readiness, Unit
 from usbplugin.inventory import (
     Device,
     DeviceState,
@@ -514,3 +514,60 @@ def test_a_number_that_is_at_another_name_before_its_loss_was_heard_of_hides_not
     number = usb_port("ttyUSB0").number
     other = msgspec.structs.replace(usb_port("ttyUSB9", serial="B", location="2"), number=number)
     assert replay(present(other))["usb-0403:6001-B-if00"] is Health.READY
+
+
+BY_LOCATION = ResourceRule(SERIAL, identity=IdentityMode.LOCATION)
+
+
+def test_by_location_a_new_stick_takes_the_place_of_a_broken_one_whose_serial_others_have() -> None:
+    replay = Replay(BY_LOCATION)
+    replay(present(usb_port("ttyUSB0", serial="0001", location="1")))
+    replay(present(usb_port("ttyUSB1", serial="0001", location="2")))
+    replay(gone(usb_port("ttyUSB0")))
+    health = replay(present(usb_port("ttyUSB0", serial="NEW42", location="1")))
+    ids = {f"usb-0403:6001-at-{place}-if00" for place in ("1", "2")}
+    assert health == dict.fromkeys(ids, Health.READY)
+
+
+def test_by_location_a_modem_that_replaces_another_one_stays_in_one_piece() -> None:
+    rule = ResourceRule(SERIAL, identity=IdentityMode.LOCATION, unit=Unit.USB_DEVICE)
+
+    def modem(serial: str, place: str, first: int) -> list[Port]:
+        return [
+            usb_port(f"ttyUSB{first + n}", serial=serial, location=place, interface=n)
+            for n in range(3)
+        ]
+
+    replay = Replay(rule)
+    other = modem("0001", "2", 3)
+    for ports in ([*modem("0001", "1", 0), *other], other, [*other, *modem("NEW42", "1", 0)]):
+        replay(all_ports(*ports))
+        replay.now += 30
+        replay()
+    assert replay.health() == dict.fromkeys(
+        ("usb-0403:6001-at-1", "usb-0403:6001-at-2"), Health.READY
+    )
+
+
+def test_an_absent_device_is_compared_by_its_descriptors_before_its_id_is_taken() -> None:
+    stranger = DeviceState(A, SERIAL, (usb_port(serial="ANOTHER"),), absent_since=0.0)
+    inventory = Inventory((ResourceRule(SERIAL),), states=[stranger])
+    inventory.apply([present(usb_port())], 1.0)
+    health = {device.id: device.health for device in inventory.snapshot(SERIAL).devices}
+    assert health.pop(A) is Health.UNPLUGGED
+    assert list(health.values()) == [Health.READY]
+
+
+def test_the_ports_of_a_device_are_in_the_order_of_their_numbers() -> None:
+    ports = []
+    for number in range(12):
+        port = usb_port(f"ttyUSB{number}", serial="MOXA16")
+        assert port.usb is not None
+        usb = msgspec.structs.replace(port.usb, port_number=number)
+        ports.append(msgspec.structs.replace(port, usb=usb))
+    replay = Replay(ResourceRule(SERIAL, unit=Unit.USB_DEVICE))
+    replay(all_ports(*ports[::-1]))
+    replay.now += 5
+    replay()
+    (device,) = replay.inventory.snapshot(SERIAL).devices
+    assert device.nodes == tuple(f"/dev/ttyUSB{number}" for number in range(12))

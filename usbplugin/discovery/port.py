@@ -57,7 +57,7 @@ class UsbInterface(msgspec.Struct, frozen=True):
     interface: int = 0
     """bInterfaceNumber, 0 to 255."""
     port_number: int = 0
-    """Index among several ttys of one interface (usb-serial's port_number), usually 0."""
+    """Index among several ttys of one interface (usb-serial's port_number, or their order)."""
     location: str = ""
     """Host controller and port chain, e.g. ``0000:00:14.0-1.2``: where the device is plugged in.
 
@@ -103,11 +103,16 @@ class Port(msgspec.Struct, frozen=True):
     """What the identity of a port without USB descriptors is based on, e.g. its directory."""
 
     @property
+    def position(self) -> tuple[int, int]:
+        """Orders the ports of one device: interface and port number."""
+        return (self.usb.interface, self.usb.port_number) if self.usb else (0, 0)
+
+    @property
     def slot(self) -> str:
         """Which of its device's ports this is: ``if00``, ``if02-port1``.
 
-        Several ttys of one interface (multi-port adapters) are told apart by usb-serial's
-        port_number, as in udev's by-id links (60-serial.rules).
+        Several ttys of one interface (multi-port adapters) are told apart by their number, as in
+        udev's by-id links (60-serial.rules).
         """
         if self.usb is None:
             return "if00"

@@ -91,7 +91,7 @@ def _read_tty(tty: str) -> Tty | None:
         manufacturer=_descriptor(f"{device}/manufacturer"),
         product=_descriptor(f"{device}/product"),
         interface=int(_text(f"{interface}/bInterfaceNumber"), 16),
-        port_number=int(_optional(f"{parent}/port_number") or 0),
+        port_number=_port_number(tty, parent),
         location=location,
         arrival="" if location else _arrival(device),
         speed=_optional(f"{device}/speed"),
@@ -130,6 +130,22 @@ def _driver(parent: str) -> str:
         return _name(os.readlink(f"{parent}/driver"))  # noqa: PTH115
     except FileNotFoundError:
         return ""
+
+
+def _port_number(tty: str, parent: str) -> int:
+    """Which of its interface's ttys it is, from 0.
+
+    usb-serial numbers them. A driver that registers several ttys on the interface itself does not;
+    there their order tells. It is the order of their inodes, not of their names: where names had
+    gaps, a later tty may have got a lower number.
+    """
+    if number := _optional(f"{parent}/port_number"):
+        return int(number)
+    siblings = f"{parent}/tty"
+    if os.path.dirname(tty) != siblings:  # noqa: PTH120
+        return 0
+    inodes = {name: inode_of(f"{siblings}/{name}") or 0 for name in os.listdir(siblings)}  # noqa: PTH208
+    return sorted(inodes, key=lambda name: inodes[name]).index(_name(tty))
 
 
 def _location(device: str) -> str:

@@ -167,6 +167,9 @@ class Record:
         ]
         return f"{'; '.join(moved)}: restart the container" if moved else ""
 
+    def _in_order(self) -> tuple[Port, ...]:
+        return tuple(sorted(self.ports.values(), key=lambda port: port.position))
+
     def port_at(self, key: Key) -> Port | None:
         """Its port that is present under that key; None if there is none."""
         return next((self.ports[s] for s, seen_as in self.present.items() if seen_as == key), None)
@@ -188,7 +191,7 @@ class Record:
             resource=self.rule.name,
             health=health,
             reason=self.reason,
-            ports=tuple(self.ports[slot] for slot in sorted(self.ports)),
+            ports=self._in_order(),
             since=self.since,
             holders=self.holders,
         )
@@ -198,7 +201,7 @@ class Record:
         return DeviceState(
             id=self.id,
             resource=self.rule.name,
-            ports=tuple(self.ports[slot] for slot in sorted(self.ports)),
+            ports=self._in_order(),
             granted=dict(self.granted),
             absent_since=None if self.present else self.since,
             has_twin=self.has_twin,
