@@ -435,3 +435,10 @@ def test_the_command_on_a_node_without_a_kubelet(
     assert "\nfail  kubelet" in shown
     assert "-> start the kubelet" in shown
     assert max(map(len, shown.splitlines())) <= 100
+
+
+def test_a_process_that_calls_itself_an_escape_sequence_does_not_reach_the_terminal(
+    tree: Path,
+) -> None:
+    node = grow(tree, {"proc/77/comm": "\x1b]0;owned\x07\n"})
+    assert node.processes() == {"77": r"\x1b]0;owned\x07"}

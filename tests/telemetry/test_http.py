@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import stat
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -259,3 +260,49 @@ async def test_what_is_left_unread_is_not_kept(monkeypatch: pytest.MonkeyPatch) 
     del reader
     writer.transport.abort()
     await server.close()
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1:9808", "[::1]:9808", "10.0.0.7", "localhost", "node-1:9808", "usbplugin",
+     "usbplugin.usbplugin.svc", "usbplugin.usbplugin.svc.cluster.local:9808"],
+)  # fmt: skip
+async def test_who_asks_for_an_address_or_a_name_nobody_else_can_own_is_answered(
+    host: str,
+) -> None:
+    async with serving() as server:
+        answer = await asked(server, f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    "host", ["rebound.evil.example", "svc.evil.example:9808", "a b", "", "[x]"]
+)
+async def test_a_page_whose_name_was_made_to_lead_here_is_not_answered(
+    host: str,
+) -> None:
+    async with serving() as server:
+        answer = await asked(server, f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 421 ")
+
+
+async def test_bursts_take_no_more_descriptors_than_connections_one_by_one() -> None:
+    most = 0
+    clients: list[socket.socket] = []
+    async with serving() as server:
+        before = len(os.listdir("/proc/self/fd"))
+        try:
+            for _ in range(10):
+                for _ in range(30):
+                    clients.append(client := socket.socket())
+                    client.settimeout(0)
+                    client.connect_ex(("127.0.0.1", server.port))
+                for _ in range(20):  # turns of the loop
+                    await asyncio.sleep(0)
+                    most = max(most, len(os.listdir("/proc/self/fd")) - before - len(clients))
+        finally:
+            for client in clients:
+                client.close()
+        assert http.MOST_CONNECTIONS <= most <= 2 * http.MOST_CONNECTIONS
+        answer = await asked(server, b"GET / HTTP/1.1\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200 ")

@@ -56,7 +56,7 @@ async def test_what_grpc_says_in_its_c_core_does_not_slip_between_the_lines(node
 
         async with await asyncio.start_unix_server(talk, kubelet):
             await asyncio.wait_for(nonsense.wait(), 10)
-            await process.wait_for_log("not registered with the kubelet")
+            await process.wait_for_log("registration failed")
         process.signal(signal.SIGTERM)
         assert await process.wait(within=5) == 0
         records = [json.loads(line) for line in process.log().splitlines()]

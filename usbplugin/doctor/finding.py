@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from usbplugin.config import Config
+from usbplugin.discovery.port import printable
 from usbplugin.foundation.places import Places
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class Node:
         """The names of all visible processes, by PID."""
         found = {}
         for folder in (self.root / "proc").glob("[0-9]*"):
-            if name := self.read(f"proc/{folder.name}/comm"):
+            # Any process may call itself what it likes, escape sequences included (proc(5)).
+            if name := printable(self.read(f"proc/{folder.name}/comm").encode()):
                 found[folder.name] = name
         return found
 

@@ -19,6 +19,7 @@ from urllib.parse import unquote
 import msgspec
 
 from usbplugin.errors import ConfigError
+from usbplugin.telemetry.hosts import is_trusted_host
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -28,6 +29,8 @@ _LONGEST_HEAD = 8192
 _HEAD_SECONDS = 5.0
 _WRITE_SECONDS = 10.0
 MOST_CONNECTIONS = 64
+_BACKLOG = 32
+"""asyncio accepts so many connections in a turn of the loop, before one of them can be refused."""
 _METHODS = ("GET", "HEAD")
 _HIGHEST_PORT = 65535
 
@@ -75,7 +78,9 @@ class HttpServer:
         self._refused = refused
         self._servers: list[asyncio.Server] = []
         self._connections: set[asyncio.Task[None]] = set()
-        self._waiting: dict[asyncio.Task[None], None] = {}
+        self._waiting: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        """Connections whose request has not been read yet, the oldest first."""
+        self._dropped: set[asyncio.Task[None]] = set()
         self._paths: list[tuple[Path, int]] = []
 
     async def listen_tcp(self, host: str | None, port: int) -> list[str]:
@@ -87,7 +92,9 @@ class HttpServer:
         Raises:
             OSError: the address is taken, or not one of this machine's.
         """
-        server = await asyncio.start_server(self._accept, host, port, limit=_LONGEST_HEAD)
+        server = await asyncio.start_server(
+            self._accept, host, port, limit=_LONGEST_HEAD, backlog=_BACKLOG
+        )
         self._servers.append(server)
         return [_address(*listener.getsockname()[:2]) for listener in server.sockets]
 
@@ -106,7 +113,7 @@ class HttpServer:
             temporary.chmod(0o600)  # nobody can connect before it listens
             listener.setblocking(False)  # noqa: FBT003 -- the API's
             server = await asyncio.start_unix_server(
-                self._accept, sock=listener, limit=_LONGEST_HEAD
+                self._accept, sock=listener, limit=_LONGEST_HEAD, backlog=_BACKLOG
             )
             self._paths.append((path, temporary.stat().st_ino))
             temporary.replace(path)
@@ -122,8 +129,8 @@ class HttpServer:
             server.close()
         for task in self._connections:
             task.cancel()
-        if self._connections:
-            await asyncio.wait(self._connections)
+        if ending := self._connections | self._dropped:
+            await asyncio.wait(ending)
         for path, inode in self._paths:
             with suppress(OSError):
                 if path.lstat().st_ino == inode:
@@ -132,18 +139,28 @@ class HttpServer:
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
         self._connections.add(task)
-        self._waiting[task] = None
+        self._waiting[task] = writer
         task.add_done_callback(self._connections.discard)
+        task.add_done_callback(self._dropped.discard)
         task.add_done_callback(lambda task: self._waiting.pop(task, None))
         if len(self._connections) > MOST_CONNECTIONS:
-            # Drop the connection that has been silent the longest, so silent ones block nobody.
+            # Drop the connection that has been silent the longest, so silent ones block nobody. It
+            # counts no longer from here on, though its task ends in a later turn of the loop.
             self._refused()
-            next(iter(self._waiting)).cancel()
+            oldest = next(iter(self._waiting))
+            self._waiting.pop(oldest).transport.abort()
+            self._connections.discard(oldest)
+            self._dropped.add(oldest)
+            oldest.cancel()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             request = await self._read(reader)
             self._waiting.pop(_this_task(), None)
+            if isinstance(request, Request) and not is_trusted_host(
+                request.headers.get("host", "localhost")
+            ):
+                request = HTTPStatus.MISDIRECTED_REQUEST
             if isinstance(request, HTTPStatus):
                 response = plain(request)
                 self._answered("", request)
