@@ -43,6 +43,7 @@ class BareNode:
             registry_dir=self.root / "registry",
             pod_resources=self.root / "pod-resources/kubelet.sock",
             link_dir=self.root / "links",
+            state_dir=self.root / "state",
             cdi_dir=self.root / "cdi",
             features_dir=self.root,
         )

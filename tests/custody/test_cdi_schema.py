@@ -20,7 +20,7 @@ from usbplugin.custody.cdi import qualified_name, spec
 from usbplugin.discovery import DeviceNumber, IdentityMode, Unit
 from usbplugin.discovery.identity import candidate_ids
 from usbplugin.discovery.port import printable
-from usbplugin.inventory import Device, Health, Snapshot
+from usbplugin.inventory import Device, Health
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +74,7 @@ DEVICES = {
 
 def written(directory: Path, devices: list[Device], offer: Offer) -> Json:
     """What is in the one file that is there once the plugin has written it."""
-    CdiDirectory(directory).write(Snapshot(offer.resource, tuple(devices)), offer)
+    CdiDirectory(directory).write(devices, offer)
     (path,) = directory.iterdir()
     assert path.suffix == ".json", "runtimes read no others"
     document: Json = json.loads(path.read_bytes())
@@ -266,15 +266,15 @@ def test_the_spec_goes_with_the_last_device_and_comes_back_with_the_next(
 ) -> None:
     cdi, offer = CdiDirectory(tmp_path / "run/cdi"), OFFERS["dots"]
     away = device(usb_port(), health=Health.UNPLUGGED)
-    cdi.write(Snapshot(offer.resource, (away,)), offer)
+    cdi.write([away], offer)
     assert not (tmp_path / "run").exists()
-    cdi.write(Snapshot(offer.resource, (*DEVICES["one"], away)), offer)
+    cdi.write([*DEVICES["one"], away], offer)
     (path,) = (tmp_path / "run/cdi").iterdir()
     assert path.name == "hardware.example.com_serial.v2_x.json"
     assert len(json.loads(path.read_bytes())["devices"]) == 1
-    cdi.write(Snapshot(offer.resource, (away,)), offer)
+    cdi.write([away], offer)
     assert not path.exists()
-    cdi.write(Snapshot(offer.resource, tuple(DEVICES["one"])), offer)
+    cdi.write(DEVICES["one"], offer)
     cdi.remove(offer.resource)
     cdi.remove(offer.resource)
     assert not path.exists()
@@ -284,13 +284,13 @@ def test_the_spec_goes_with_the_last_device_and_comes_back_with_the_next(
 def test_a_directory_that_fails_is_complained_of_once_until_it_has_worked_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cdi, snapshot = CdiDirectory(tmp_path / "cdi"), Snapshot(SERIAL, tuple(DEVICES["one"]))
+    cdi, devices = CdiDirectory(tmp_path / "cdi"), DEVICES["one"]
     for _ in range(2):
         (tmp_path / "cdi").write_text("not a directory")
-        cdi.write(snapshot, OFFERS["plain"])
+        cdi.write(devices, OFFERS["plain"])
         cdi.remove(SERIAL)
         (tmp_path / "cdi").unlink()
-        cdi.write(snapshot, OFFERS["plain"])
+        cdi.write(devices, OFFERS["plain"])
         cdi.remove(SERIAL)
         (tmp_path / "cdi").rmdir()
     assert [(r.levelname, r.message.split(":")[0]) for r in caplog.records] == [

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,7 +23,7 @@ AWAY = msgspec.structs.replace(READY, health=Health.UNPLUGGED, reason="gone")
 def test_a_ready_device_has_a_link_to_its_node(tmp_path: Path) -> None:
     links = LinkDirectory(tmp_path / "run")
     links.update(READY)
-    path = links.host_path(READY, PORT)
+    path = links.host_path(READY.id, PORT.slot)
     assert path == str(tmp_path / "run/usb-a/if00")
     assert os.readlink(path) == "/dev/ttyUSB0"
 
@@ -40,7 +41,6 @@ def test_a_device_that_is_away_has_no_link(tmp_path: Path) -> None:
     links.update(READY)
     links.update(AWAY)
     assert not os.path.lexists(tmp_path / "usb-a/if00")
-    assert links.host_path(AWAY, PORT) == "/dev/ttyUSB0"
 
 
 def test_what_an_earlier_run_left_of_absent_devices_is_removed(tmp_path: Path) -> None:
@@ -67,8 +67,7 @@ def test_nothing_that_is_not_ours_is_removed(
     (run / "systemd/link").symlink_to("/dev/null")
     for name in ("if00", ".new-if00"):
         (run / "usb-b" / name).symlink_to("/dev/ttyUSB0")
-    for name in ("device.json", ".device.json.new"):
-        (run / "usb-b" / name).write_text("{}")
+    (run / "usb-b/device.json").write_text("{}")
     links = LinkDirectory(run)
     links.keep_only(())
     for device_id in ("systemd", "usb-link", "usb-b"):
@@ -85,21 +84,22 @@ def test_all_that_is_ours_goes_with_its_folder(tmp_path: Path) -> None:
     for device_id in ("usb-a", "dir-ttyUSB0-12"):
         links.update(msgspec.structs.replace(READY, id=device_id))
         (tmp_path / device_id / "device.json").write_text("{}")
-        (tmp_path / device_id / ".device.json.new").write_text("{")
         (tmp_path / device_id / ".new-if00").symlink_to("/dev/ttyUSB0")
     links.keep_only(())
     assert os.listdir(tmp_path) == []
 
 
-def test_without_a_writable_directory_the_node_itself_is_given(
+def test_a_directory_that_is_not_writable_is_told_of_and_complained_of_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("not a directory")
     links = LinkDirectory(tmp_path / "file")
-    links.update(READY)
-    links.update(msgspec.structs.replace(READY, id="usb-b"))
-    assert links.host_path(READY, PORT) == "/dev/ttyUSB0"
+    problem = f"its link {tmp_path}/file/usb-a/if00 cannot be written: Not a directory"
+    assert links.update(READY) == problem
+    assert links.update(msgspec.structs.replace(READY, id="usb-b")) != ""
     assert len(caplog.records) == 1
+    (tmp_path / "file").unlink()
+    assert links.update(READY) == ""
 
 
 def test_something_else_in_the_links_place_is_not_followed(tmp_path: Path) -> None:
@@ -110,23 +110,26 @@ def test_something_else_in_the_links_place_is_not_followed(tmp_path: Path) -> No
     assert os.readlink(tmp_path / "usb-a/if00") == "/dev/ttyUSB0"
 
 
-def test_a_link_that_cannot_be_set_right_is_not_handed_out(tmp_path: Path) -> None:
+def test_a_link_that_cannot_be_set_right_is_told_of(tmp_path: Path) -> None:
     links = LinkDirectory(tmp_path)
-    assert links.host_path(READY, PORT) == str(tmp_path / "usb-a/if00")
+    assert links.update(READY) == ""
     (tmp_path / "usb-a/if00").unlink()
     (tmp_path / "usb-a/if00").mkdir()  # nothing can be put in its place
-    assert links.host_path(READY, PORT) == "/dev/ttyUSB0"
+    assert links.update(READY) == (
+        f"its link {tmp_path}/usb-a/if00 cannot be written: Is a directory"
+    )
     (tmp_path / "usb-a/if00").rmdir()
-    assert links.host_path(READY, PORT) == str(tmp_path / "usb-a/if00")
+    assert links.update(READY) == ""
+    assert os.readlink(links.host_path(READY.id, PORT.slot)) == "/dev/ttyUSB0"
 
 
-def test_a_link_that_was_changed_is_set_right_before_it_is_handed_out(tmp_path: Path) -> None:
+def test_a_link_that_was_changed_is_set_right(tmp_path: Path) -> None:
     links = LinkDirectory(tmp_path)
     links.update(READY)
     (tmp_path / "usb-a/if00").unlink()
     (tmp_path / "usb-a/if00").symlink_to("/dev/ttyUSB7")
-    path = links.host_path(READY, PORT)
-    assert os.readlink(path) == "/dev/ttyUSB0"
+    links.update(READY)
+    assert os.readlink(links.host_path(READY.id, PORT.slot)) == "/dev/ttyUSB0"
 
 
 def test_each_port_of_a_modem_has_a_link_of_its_own(tmp_path: Path) -> None:
@@ -146,11 +149,11 @@ def test_each_port_of_a_modem_has_a_link_of_its_own(tmp_path: Path) -> None:
 def test_a_link_can_be_changed_though_an_earlier_change_was_cut_short(tmp_path: Path) -> None:
     links = LinkDirectory(tmp_path)
     links.update(READY)
-    (tmp_path / "usb-a/.new-if00").symlink_to("/dev/ttyUSB5")
+    (tmp_path / "usb-a/.new-12345678-if00").symlink_to("/dev/ttyUSB5")
     links.update(msgspec.structs.replace(READY, ports=(usb_port("ttyUSB9"),)))
-    assert {path.name: os.readlink(path) for path in (tmp_path / "usb-a").iterdir()} == {
-        "if00": "/dev/ttyUSB9"
-    }
+    assert os.readlink(tmp_path / "usb-a/if00") == "/dev/ttyUSB9"
+    links.forget("usb-a")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_directory_that_fails_once_more_is_complained_of_once_more(
@@ -168,7 +171,7 @@ def test_a_directory_that_fails_once_more_is_complained_of_once_more(
         (tmp_path / "run").rmdir()
     first, second = caplog.records
     assert first.message == second.message
-    assert first.levelname == "WARNING"
+    assert first.levelname == "ERROR"
     assert str(tmp_path / "run") == str(first.fields["directory"])  # type: ignore[attr-defined]
     assert "--link-dir" in first.fields["hint"]  # type: ignore[attr-defined]
 
@@ -193,7 +196,15 @@ def test_a_disturbance_is_seen_once_whoever_caused_it(tmp_path: Path) -> None:
     os.utime(tmp_path / "run", ns=(0, 0))  # as any other time than before: clocks may be coarse
     assert [links.is_disturbed() for _ in range(2)] == [True, False]
     (tmp_path / "run").rmdir()
-    assert [links.is_disturbed() for _ in range(2)] == [True, False]
+    assert [links.is_disturbed() for _ in range(2)] == [True, True], "until links are back"
+
+
+def test_a_directory_deleted_before_it_was_ever_looked_at_is_a_disturbance(tmp_path: Path) -> None:
+    links = LinkDirectory(tmp_path / "run")
+    assert not links.is_disturbed()
+    links.update(READY)
+    shutil.rmtree(tmp_path / "run")
+    assert links.is_disturbed()
 
 
 def test_to_forget_what_was_never_there_is_no_trouble(

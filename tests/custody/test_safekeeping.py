@@ -17,6 +17,7 @@ from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.custody import CdiDirectory, Custody, LinkDirectory, Offer, StateStore
 from usbplugin.deviceplugin import DevicePlugin
 from usbplugin.discovery import DeviceNumber, DirectorySource, Port
+from usbplugin.foundation.workers import Workers
 from usbplugin.inventory import Change, Health, HealthPolicy, HeldDevice, ResourceRule, Snapshot
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Keeper:
 
     def __post_init__(self) -> None:
         self.links = self.root / "links"
+        self.states = self.root / "states"
         self.cdi = self.root / "cdi"
         self.nodes = self.root / "dev"
         self.nodes.mkdir(exist_ok=True)
@@ -71,11 +73,12 @@ class Keeper:
             self.offers,
             HealthPolicy(),
             LinkDirectory(self.links),
-            StateStore(self.links),
+            StateStore(self.states, self.links),
             CdiDirectory(self.cdi),
             self._published,
             self._told,
             self.wakes.append,
+            workers=Workers(),
             holders_can_tell=self.holders_can_tell,
         )
 
@@ -114,11 +117,16 @@ class Keeper:
             offer, self.custody.snapshot(offer.resource), self.custody, lambda: None
         )
 
-    async def allocate(self, *device_ids: str, offer: Offer = Offer(SERIAL)) -> None:  # noqa: B008
+    async def allocate(self, *device_ids: str, offer: Offer = Offer(SERIAL)) -> str:  # noqa: B008
+        """Ask for devices; what that was refused with, empty if they were given."""
         request = v1beta1.AllocateRequest(
             container_requests=[v1beta1.ContainerAllocateRequest(devices_ids=device_ids)]
         )
-        await self.plugin(offer).Allocate(request, Context())  # type: ignore[arg-type]
+        try:
+            await self.plugin(offer).Allocate(request, Context())  # type: ignore[arg-type]
+        except AbortedError as error:
+            return error.details
+        return ""
 
     async def pre_start(self, *device_ids: str) -> str:
         """Ask to start a container; what it was refused with, empty if it may start."""
@@ -134,19 +142,27 @@ class Keeper:
         return device
 
     def memory(self, device_id: str = GPS) -> Path:
-        return self.links / device_id / "device.json"
+        return self.states / f"{device_id}.json"
 
     def remembered(self) -> Mapping[str, DeviceState]:
         """What a process that started now would know."""
-        return {state.id: state for state in StateStore(self.links).load()}
+        return {state.id: state for state in StateStore(self.states, self.links).load()}
 
     def numbers_on_disk(self, device_id: str = GPS) -> list[DeviceNumber | None]:
         state = self.remembered()[device_id]
-        return [granted.number for granted in state.granted.values()]
+        return [port.number for grant in state.grants for port in grant.ports.values()]
 
     def spoil_the_disk(self, device_id: str = GPS) -> Path:
-        """Where a new memory is written, there is a directory: no user may write it."""
-        obstacle = self.links / device_id / ".device.json.new"
+        """Where a state is to be, there is a directory: no user may replace it by a file."""
+        obstacle = self.memory(device_id)
+        obstacle.unlink(missing_ok=True)
+        obstacle.mkdir()
+        return obstacle
+
+    def spoil_the_spec(self) -> Path:
+        """Where a spec is to be, there is a directory: no user may replace it by a file."""
+        obstacle = self.cdi / "usbplugin_serial.json"
+        obstacle.unlink()
         obstacle.mkdir()
         return obstacle
 
@@ -157,7 +173,7 @@ class Keeper:
     def spec(self, resource: str = SERIAL) -> set[str] | None:
         """The nodes that a resource's CDI spec names; None if there is none."""
         path = self.cdi / f"{resource.replace('/', '_')}.json"
-        if not path.exists():
+        if not path.is_file():
             return None
         devices = json.loads(path.read_bytes())["devices"]
         return {
@@ -220,18 +236,86 @@ async def test_a_start_under_a_new_number_is_on_disk_when_the_kubelet_has_its_an
     assert keeper.numbers_on_disk() == [new.number]
 
 
-async def test_what_could_not_be_written_at_allocate_is_written_when_the_disk_is_well(
+async def test_what_cannot_be_remembered_is_not_given_away_until_the_disk_is_well(
     tmp_path: Path,
 ) -> None:
     keeper = Keeper(tmp_path)
-    port = await keeper.plug("ttyUSB0", "GPS-A7")
+    await keeper.plug("ttyUSB0", "GPS-A7")
     obstacle = keeper.spoil_the_disk()
-    await keeper.allocate(GPS)
+    problem = await keeper.allocate(GPS)
+    assert problem.startswith(f"{GPS}: its state cannot be written to {keeper.states}: ")
     await rest()
-    assert keeper.numbers_on_disk() == []
+    assert keeper.published[-1].health == {GPS: Health.BROKEN}
+    assert problem.endswith(keeper.device().reason)
+    keeper.custody.look()
+    await rest()
+    assert keeper.published[-1].health == {GPS: Health.BROKEN}
     obstacle.rmdir()
-    await keeper.hold(POD)
-    assert keeper.numbers_on_disk() == [port.number]
+    keeper.custody.look()
+    assert keeper.published[-1].health == {GPS: Health.READY}
+    assert await keeper.allocate(GPS) == ""
+
+
+async def test_a_new_device_that_cannot_be_remembered_is_never_announced(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path)
+    keeper.states.write_text("not a directory")
+    await keeper.plug("ttyUSB0", "GPS-A7")
+    assert [one.health for one in keeper.published] == [{GPS: Health.BROKEN}]
+    assert "its state cannot be written" in await keeper.allocate(GPS)
+    keeper.states.unlink()
+    keeper.custody.look()
+    assert [one.health[GPS] for one in keeper.published] == [Health.BROKEN, Health.READY]
+
+
+async def test_a_new_device_without_a_link_is_never_announced(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path)
+    keeper.links.write_text("not a directory")
+    port = await keeper.plug("ttyUSB0", "GPS-A7")
+    assert [one.health for one in keeper.published] == [{GPS: Health.BROKEN}]
+    assert keeper.device().reason == (
+        f"its link {keeper.links}/{GPS}/if00 cannot be written: Not a directory"
+    )
+    await keeper.unplug(port)
+    assert keeper.published[-1].health == {GPS: Health.UNPLUGGED}
+    await keeper.plug("ttyUSB0", "GPS-A7")
+    assert keeper.published[-1].health == {GPS: Health.BROKEN}
+    keeper.links.unlink()
+    keeper.custody.look()
+    assert keeper.published[-1] == Published({GPS: Health.READY}, {GPS: "/dev/null"}, None)
+
+
+async def test_a_device_that_its_spec_does_not_name_is_neither_announced_nor_started(
+    tmp_path: Path,
+) -> None:
+    keeper = Keeper(tmp_path, [WITH_CDI])
+    gps = await keeper.plug("ttyUSB0", "GPS-A7")
+    sensor = await keeper.plug("ttyUSB1", "SENSOR", "/dev/zero")
+    assert await keeper.allocate(GPS, offer=WITH_CDI) == ""
+    obstacle = keeper.spoil_the_spec()
+    await keeper.unplug(gps)
+    await keeper.unplug(sensor)
+    await keeper.plug("ttyUSB0", "SENSOR")
+    await keeper.plug("ttyUSB1", "GPS-A7", "/dev/zero")
+    assert keeper.published[-1].health == dict.fromkeys((GPS, SENSOR), Health.BROKEN)
+    assert "its CDI spec cannot be written" in await keeper.pre_start(GPS)
+    assert "its CDI spec cannot be written" in await keeper.allocate(GPS, offer=WITH_CDI)
+    obstacle.rmdir()
+    keeper.custody.look()
+    assert keeper.published[-1].health == {GPS: Health.READY, SENSOR: Health.READY}
+    assert await keeper.pre_start(GPS) == ""
+
+
+async def test_a_container_does_not_start_where_somebody_has_changed_its_spec(
+    tmp_path: Path,
+) -> None:
+    keeper = Keeper(tmp_path, [WITH_CDI])
+    await keeper.plug("ttyUSB0", "GPS-A7")
+    assert await keeper.allocate(GPS, offer=WITH_CDI) == ""
+    spec = keeper.cdi / "usbplugin_serial.json"
+    spec.write_text(spec.read_text().replace("/dev/null", "/dev/zero"))
+    assert await keeper.pre_start(GPS) == (
+        f"the CDI spec of {SERIAL} does not name {GPS} as it is now"
+    )
 
 
 async def test_that_a_container_has_ended_is_on_disk_when_its_start_is_refused(
@@ -257,7 +341,7 @@ async def test_a_refused_start_is_remembered_though_the_disk_failed_at_first(
     obstacle = keeper.spoil_the_disk()
     assert await keeper.pre_start(GPS)
     await rest()
-    assert keeper.numbers_on_disk() == [port.number]
+    assert keeper.remembered() == {}
     obstacle.rmdir()
     assert await keeper.pre_start(GPS)  # the kubelet tries again, and nothing else has changed
     assert keeper.numbers_on_disk() == [None]
@@ -280,6 +364,7 @@ async def test_a_refused_start_of_what_nobody_knows_leaves_nothing(tmp_path: Pat
     assert "is unknown" in await keeper.pre_start(GPS)
     await rest()
     assert not keeper.links.exists()
+    assert not keeper.states.exists()
 
 
 async def test_who_holds_a_device_wakes_whoever_waits_though_it_is_given_as_before(
@@ -385,6 +470,7 @@ async def test_a_look_mends_what_somebody_has_deleted(tmp_path: Path) -> None:
     keeper.custody.look()
     (keeper.cdi / "usbplugin_serial.json").unlink()
     shutil.rmtree(keeper.links / GPS)
+    shutil.rmtree(keeper.states)
     os.utime(keeper.links, ns=(0, 0))  # as any other time than before: clocks may be coarse
     keeper.custody.look()
     assert keeper.spec() == {"/dev/null"}
@@ -399,6 +485,7 @@ async def test_a_mended_memory_says_what_the_container_was_given(tmp_path: Path)
     await rest()
     keeper.custody.look()
     shutil.rmtree(keeper.links)
+    shutil.rmtree(keeper.states)
     keeper.custody.look()
     assert keeper.numbers_on_disk() == [port.number]
 
@@ -433,37 +520,27 @@ async def test_no_container_starts_where_its_link_cannot_be_mended(tmp_path: Pat
     shutil.rmtree(keeper.links)
     keeper.links.write_text("not a directory")
     problem = await keeper.pre_start(GPS)
-    assert problem == (
-        f"{link}, which the container was given for {GPS}, leads nowhere (Not a directory), while"
-        " the device is at /dev/null: delete the pod"
-    )
-
-
-async def test_what_a_container_waits_for_may_be_given_a_node_where_no_link_can_be_kept(
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "links").write_text("not a directory")
-    keeper = Keeper(tmp_path)
-    await keeper.plug("ttyUSB0", "GPS-A7")
-    assert keeper.custody.host_path(keeper.device(), keeper.device().ports[0]) == "/dev/null"
-    await keeper.allocate(GPS)
-    assert await keeper.pre_start(GPS) == ""
+    assert problem == f"{GPS}: its link {link} cannot be written: Not a directory"
 
 
 async def test_on_the_way_out_what_is_not_on_disk_yet_is_written(tmp_path: Path) -> None:
     keeper = Keeper(tmp_path)
     port = await keeper.plug("ttyUSB0", "GPS-A7")
-    obstacle = keeper.spoil_the_disk()
     await keeper.allocate(GPS)
+    obstacle = keeper.spoil_the_disk()
+    await keeper.unplug(port)
+    assert await keeper.pre_start(GPS)
     await rest()
     obstacle.rmdir()
     keeper.custody.release()
-    assert keeper.numbers_on_disk() == [port.number]
+    assert keeper.numbers_on_disk() == [None]
 
 
 async def test_on_the_way_out_a_spec_that_nobody_needs_goes_and_links_stay(tmp_path: Path) -> None:
     keeper = Keeper(tmp_path, [WITH_CDI])
     await keeper.plug("ttyUSB0", "GPS-A7")
+    keeper.custody.release()
+    assert keeper.spec() == {"/dev/null"}, "nobody has said yet that it is not needed"
     await keeper.hold(POD)
     keeper.custody.release()
     assert keeper.spec() == {"/dev/null"}
@@ -478,18 +555,19 @@ async def test_a_forgotten_device_leaves_neither_link_nor_memory(tmp_path: Path)
     await keeper.hold(POD)
     assert keeper.remembered().keys() == {GPS}
     await keeper.hold(asked_at=LATER)
-    assert list(keeper.links.iterdir()) == []
+    assert list(keeper.states.iterdir()) == []
+    assert not keeper.links.exists()
 
 
 async def test_what_is_forgotten_before_it_could_be_written_is_not_written_later(
     tmp_path: Path,
 ) -> None:
     keeper = Keeper(tmp_path)
-    keeper.links.write_text("not a directory")
+    keeper.states.write_text("not a directory")
     await keeper.hold(POD)
     port = await keeper.plug("ttyUSB0", "SENSOR")
     await keeper.hold(asked_at=LATER)
-    keeper.links.unlink()
+    keeper.states.unlink()
     keeper.custody.apply([all_ports(port, reason="period")])
     await rest()
     assert keeper.remembered().keys() == {SENSOR}
@@ -522,6 +600,7 @@ async def test_what_happens_to_a_device_is_logged_as_loudly_as_it_matters(
     caplog.set_level(logging.DEBUG)
     keeper = Keeper(tmp_path)
     port = await keeper.plug("ttyUSB0", "GPS-A7")
+    await keeper.allocate(GPS)
     await keeper.unplug(port)
     await keeper.hold(POD)
     await keeper.plug("ttyUSB0", "GPS-A7")
@@ -532,7 +611,7 @@ async def test_what_happens_to_a_device_is_logged_as_loudly_as_it_matters(
         ("WARNING", "device unplugged", "ready"),
         ("DEBUG", "device changed", "unplugged"),
         ("INFO", "device ready", "unplugged"),
-        ("WARNING", "device displaced", "ready"),
+        ("WARNING", "device contested", "ready"),
     ]
     last = seen[-1].fields  # type: ignore[attr-defined]
     assert (last["device"], last["resource"]) == (GPS, OTHER)

@@ -2,18 +2,17 @@ from __future__ import annotations
 
 import json
 
-import grpc
 import msgspec
 import pytest
 
 from tests.support import usb_port
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.custody import Offer
-from usbplugin.custody.shares import device_of
-from usbplugin.deviceplugin.allocation import allocate, prefer, usable_devices
+from usbplugin.deviceplugin.allocation import allocate, prefer
 from usbplugin.discovery import DeviceNumber, Port
 from usbplugin.errors import AllocationError
 from usbplugin.inventory import Device, Health, Snapshot
+from usbplugin.inventory.shares import device_of
 
 SERIAL = "usbplugin/serial"
 
@@ -174,13 +173,6 @@ def test_refusals(containers: list[list[str]], status: str, message: str) -> Non
     found_status, found_message = refused(*containers)
     assert found_status == status
     assert found_message.startswith(message)
-
-
-def test_pre_start_asks_the_same_of_a_device() -> None:
-    assert list(usable_devices(["a"], SNAPSHOT, 1, locate)) == ["a"]
-    with pytest.raises(AllocationError) as caught:
-        usable_devices(["a", "away"], SNAPSHOT, 1, locate)
-    assert caught.value.status is grpc.StatusCode.FAILED_PRECONDITION
 
 
 HUBS = Snapshot(

@@ -28,7 +28,7 @@ from usbplugin.telemetry.observer import UNOBSERVED, Observer
 from usbplugin.virtual.kubelet import EmbeddedKubelet
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from usbplugin.discovery import Port
 
@@ -74,14 +74,14 @@ class NodesOnly:
     def locate(self, device_id: str) -> str | None:
         return None
 
-    def grant(self, device: Device, paths: Mapping[str, str] | None) -> None:
-        pass
-
-    def container_ended(self, device_id: str) -> None:
-        pass
-
-    def start_problem(self, device: Device) -> str:
+    async def grant_problem(self, devices: Sequence[Device]) -> str:
         return ""
+
+    def grant(self, device: Device, paths: Mapping[str, str], listed_ids: Sequence[str]) -> str:
+        return ""
+
+    async def start(self, resource: str, listed_ids: Sequence[str]) -> str:
+        return "b is unplugged: gone" if "b" in listed_ids else ""
 
 
 @asynccontextmanager

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from usbplugin.custody import CdiDirectory, Custody, LinkDirectory, Offer, StateStore
 from usbplugin.deviceplugin import DevicePlugin
 from usbplugin.discovery.identity import ID_FORM
+from usbplugin.foundation.workers import Workers
 from usbplugin.inventory import HealthPolicy, ResourceRule
 from usbplugin.telemetry import logs
 
@@ -45,6 +46,9 @@ class Context:
         raise AbortedError(code, details)
 
 
+BOOT = "2f1c8a50-9d3e-4b7a-8f61-0c5d7e9a1b23"
+
+
 class Keeper:
     """A custody, its plugin, and the directory that it may write to."""
 
@@ -56,11 +60,13 @@ class Keeper:
             [offer],
             HealthPolicy(),
             LinkDirectory(root / "links"),
-            StateStore(root / "links"),
+            StateStore(root / "states", root / "links"),
             CdiDirectory(root / "cdi"),
             lambda snapshot, noticed: None,
             lambda changes: None,
             lambda moment: None,
+            workers=Workers(),
+            boot=BOOT,
         )
 
     @property

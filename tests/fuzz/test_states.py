@@ -1,24 +1,27 @@
-"""Whatever lies in the link directory, or PodResources answers: no crash, and no stray file."""
+"""Whatever lies in the state directory, or PodResources answers: no crash, and no stray file."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 
 import msgspec
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.fuzz.support import SERIAL, Keeper, check_device, directory, log_lines, within_loop
+from tests.fuzz.support import BOOT, SERIAL, Keeper, check_device, directory, log_lines, within_loop
 from tests.support import all_ports, gone, present, usb_port
 from usbplugin.custody import Offer
 from usbplugin.discovery import DeviceNumber, Port, Readiness, UsbInterface
-from usbplugin.inventory import DeviceState, GrantedPort, HeldDevice
+from usbplugin.inventory import DeviceState, Grant, GrantedPort, HeldDevice
 
 ID = "usb-0403:6001-A5069RR4-if00"
 PORT = usb_port(node="/dev/null", number=DeviceNumber(1, 3))
 
 texts = st.text(max_size=20) | st.sampled_from(["", "..", "/", "\0", ID, SERIAL, "/dev/null"])
 numbers = st.builds(DeviceNumber, st.integers(), st.integers()) | st.just(PORT.number)
+boots = st.just(BOOT)
 interfaces = st.builds(
     UsbInterface, texts, texts, texts, interface=st.integers(), port_number=st.integers()
 )
@@ -31,16 +34,24 @@ ports = st.builds(
     readiness=st.sampled_from(Readiness),
     fault=texts,
 )
+granted = st.builds(
+    GrantedPort,
+    st.none() | numbers,
+    texts,
+    st.lists(numbers, max_size=2).map(tuple),
+)
+by_slot = st.dictionaries(texts | st.just(PORT.slot), granted, max_size=2)
+grants = st.builds(Grant, texts | st.just(SERIAL), texts | st.just(ID), by_slot, texts | boots)
 states = st.builds(
     DeviceState,
     st.just(ID),
     texts | st.just(SERIAL),
     st.lists(ports | st.just(PORT), max_size=3).map(tuple),
-    st.dictionaries(
-        texts | st.just(PORT.slot), st.builds(GrantedPort, st.none() | numbers, texts), max_size=2
-    ),
+    st.lists(grants, max_size=3).map(tuple),
     st.none() | st.floats(),
     st.booleans(),
+    texts | boots,
+    by_slot,
 )
 
 
@@ -56,27 +67,33 @@ def spoil(content: bytes, draw: st.DataObject) -> bytes:
 def live_on(content: bytes) -> None:
     """A plugin starts with that file, and devices come and go."""
     with directory() as root, log_lines():
-        folder = root / "links" / ID
-        folder.mkdir(parents=True)
-        (folder / "device.json").write_bytes(content)
+        folder = root / "states"
+        folder.mkdir()
+        (folder / f"{ID}.json").write_bytes(content)
         (root / "elsewhere").mkdir()
         keeper = Keeper(root, Offer(SERIAL))
 
-        def live() -> None:
+        async def live() -> None:
             custody = keeper.custody
             custody.apply([all_ports()])
             custody.hold([HeldDevice(SERIAL, ID, "default/pod/main")], 1e9)
             custody.apply([present(PORT)])
             for device in custody.devices:
-                custody.start_problem(device)
-                custody.grant(device, None)
+                await custody.start(SERIAL, [device.id])
+                if device.health.is_usable:
+                    custody.grant(device, {port.slot: "" for port in device.ports}, [device.id])
             custody.apply([gone(PORT)])
             custody.clean_up()
+            await asyncio.sleep(0)
 
-        within_loop(live)
+        asyncio.run(live())
         for device in keeper.custody.devices:
             check_device(device)
-        assert {path.split("/")[0] for path in keeper.written()} == {"links", "elsewhere"}
+        assert {path.split("/")[0] for path in keeper.written()} == {
+            "links",
+            "states",
+            "elsewhere",
+        } - ({"links"} - set(os.listdir(root)))
         assert not list((root / "elsewhere").iterdir())
 
 
@@ -133,5 +150,9 @@ def test_what_pod_resources_answers(held: list[HeldDevice], shares: int) -> None
         within_loop(live)
         for device in keeper.custody.devices:
             check_device(device)
-        assert {path.split("/")[0] for path in keeper.written()} == {"links", "elsewhere"}
+        assert {path.split("/")[0] for path in keeper.written()} == {
+            "links",
+            "states",
+            "elsewhere",
+        } - ({"links"} - set(os.listdir(root)))
         assert not list((root / "elsewhere").iterdir())

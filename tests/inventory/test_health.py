@@ -11,6 +11,7 @@ from usbplugin.discovery import Port, Readiness, Unit
 from usbplugin.inventory import (
     Device,
     DeviceState,
+    Grant,
     Health,
     HealthPolicy,
     HeldDevice,
@@ -54,6 +55,15 @@ class Replay:
         paths = {port.slot: f"/run/usbplugin/{device_id}/{port.slot}" for port in device.ports}
         self._done(self.inventory.grant(device_id, paths, self.now))
 
+    def start(self, device_id: str = A) -> dict[str, Health]:
+        return self._done(self.inventory.started([(self.rule.name, device_id)], self.now))
+
+    def end(self, device_id: str = A) -> dict[str, Health]:
+        return self._done(self.inventory.ended([(self.rule.name, device_id)], self.now))
+
+    def grants(self, device_id: str = A) -> tuple[Grant, ...]:
+        return self.inventory.state(device_id).grants
+
     def hold(self, *held: HeldDevice) -> dict[str, Health]:
         return self._done(self.inventory.hold(held, self.now, self.now))
 
@@ -85,7 +95,11 @@ def test_a_holder_alone_makes_a_device_known() -> None:
     replay = Replay()
     assert replay.hold(POD) == {A: Health.UNPLUGGED}
     assert replay.device().reason == "held by a pod, but not seen since the plugin started"
-    assert replay(present(usb_port())) == {A: Health.READY}
+    assert replay(present(usb_port())) == {A: Health.DISPLACED}
+    assert replay.device().reason == (
+        "default/gps/main holds it, but nobody knows what the container was given: delete the pod"
+    )
+    assert replay.hold() == {A: Health.READY}
 
 
 def test_holders_of_other_resources_are_none_of_ours() -> None:
@@ -203,13 +217,13 @@ def test_a_container_that_had_ended_before_is_not_displaced() -> None:
     replay.grant()
     replay.hold(POD)
     replay(gone(usb_port()))
-    replay.inventory.container_ended(A, replay.now)
+    replay.inventory.ended([(SERIAL, A)], replay.now)
     assert replay(present(moved())) == {A: Health.READY}
-    assert replay.inventory.granted(A)["if00"].path == f"/run/usbplugin/{A}/if00"
+    assert replay.grants()[0].ports["if00"].path == f"/run/usbplugin/{A}/if00"
 
 
 def test_the_swap() -> None:
-    """Two held devices come back under each other's numbers: both are displaced."""
+    """Two held devices come back under each other's numbers."""
     one, other = usb_port("ttyUSB0", serial="ONE"), usb_port("ttyUSB1", serial="TWO", location="2")
     ids = ["usb-0403:6001-ONE-if00", "usb-0403:6001-TWO-if00"]
     replay = Replay()
@@ -223,9 +237,15 @@ def test_the_swap() -> None:
         msgspec.structs.replace(other, name="ttyUSB0", node="/dev/ttyUSB0", number=one.number),
     )
     health = replay(*map(present, swapped))
-    assert health == dict.fromkeys(ids, Health.DISPLACED)
-    replay.grant(ids[0])
-    assert replay() == {ids[0]: Health.READY, ids[1]: Health.DISPLACED}
+    # Each one's container may open the other, so neither may start before the other one has ended.
+    assert health == dict.fromkeys(ids, Health.CONTESTED)
+    assert replay.device(ids[0]).reason == (
+        f"default/{ids[1]}/main was given {ids[1]} with the number 188:1, and may open it: restart"
+        " that container or delete its pod"
+    )
+    assert replay.end(ids[0]) == {ids[0]: Health.CONTESTED, ids[1]: Health.DISPLACED}
+    assert replay.start(ids[1]) == {ids[0]: Health.READY, ids[1]: Health.READY}
+    assert replay.start(ids[0]) == {ids[0]: Health.READY, ids[1]: Health.READY}
 
 
 def test_the_swap_is_seen_over_a_restart_of_the_plugin() -> None:
@@ -409,8 +429,10 @@ def test_who_holds_a_device_under_its_old_resource_keeps_it_from_the_new_one() -
     successor.apply([all_ports(usb_port())], replay.now)
     successor.hold([POD], replay.now, replay.now)
     (device,) = successor.snapshot("usbplugin/zigbee").devices
-    assert device.health is Health.DISPLACED
-    assert "default/gps/main holds it as usbplugin/serial" in device.reason
+    assert device.health is Health.CONTESTED
+    assert device.reason == (
+        f"default/gps/main holds it as usbplugin/serial {A}; free once that pod is gone"
+    )
     replay.now += POLICY.holder_grace
     successor.hold([], replay.now, replay.now)
     (device,) = successor.snapshot("usbplugin/zigbee").devices
@@ -528,6 +550,7 @@ def touched(port: Port) -> Port:
 
 def test_a_held_modem_waits_for_its_lost_port_however_long_and_whatever_else_happens() -> None:
     replay = modem()
+    replay.grant(MODEM)
     replay.hold(HELD_MODEM)
     replay(gone(PORTS[2]))
     replay.wait(100 * POLICY.group_patience)
@@ -624,4 +647,10 @@ def test_the_kubelet_is_asked_as_long_as_its_word_would_change_something() -> No
 def test_only_a_ready_device_may_be_allocated_and_some_others_are_there_for_who_has_them() -> None:
     assert [health for health in Health if health.is_usable] == [Health.READY]
     there = {health for health in Health if health.is_there}
-    assert there == {Health.READY, Health.FLAPPING, Health.DISPLACED}
+    assert there == {
+        Health.READY,
+        Health.FLAPPING,
+        Health.CONTESTED,
+        Health.DISPLACED,
+        Health.RETIRED,
+    }

@@ -8,6 +8,8 @@ from usbplugin.discovery import Fact, IdentityMode, Port, Readiness, Unit
 from usbplugin.inventory import (
     Device,
     DeviceState,
+    Grant,
+    GrantedPort,
     Health,
     HealthPolicy,
     HeldDevice,
@@ -479,11 +481,11 @@ def test_devices_that_are_there_are_never_too_many() -> None:
 SAVED = DeviceState(A, SERIAL, (usb_port(),), absent_since=0.0)
 
 
-def test_a_device_of_before_a_restart_stays_with_its_resource_whoever_would_match_it_now() -> None:
+def test_a_device_of_before_a_restart_is_of_the_first_resource_that_matches_it() -> None:
     rules = (ResourceRule("a/first"), ResourceRule(SERIAL))
     inventory = Inventory(rules, states=[SAVED])
     inventory.apply([], 1.0)
-    assert [len(inventory.snapshot(rule.name).devices) for rule in rules] == [0, 1]
+    assert [len(inventory.snapshot(rule.name).devices) for rule in rules] == [1, 0]
 
 
 def test_a_device_of_before_a_restart_goes_to_who_matches_it_where_its_resource_has_gone() -> None:
@@ -550,8 +552,9 @@ def test_by_location_a_modem_that_replaces_another_one_stays_in_one_piece() -> N
 
 
 def test_an_absent_device_is_compared_by_its_descriptors_before_its_id_is_taken() -> None:
-    stranger = DeviceState(A, SERIAL, (usb_port(serial="ANOTHER"),), absent_since=0.0)
-    inventory = Inventory((ResourceRule(SERIAL),), states=[stranger])
+    grant = Grant(SERIAL, A, {"if00": GrantedPort(None, f"/run/usbplugin/{A}/if00")})
+    stranger = DeviceState(A, SERIAL, (usb_port(serial="ANOTHER"),), (grant,), absent_since=0.0)
+    inventory = Inventory((ResourceRule(SERIAL),), states=[stranger], holders_can_tell=True)
     inventory.apply([present(usb_port())], 1.0)
     health = {device.id: device.health for device in inventory.snapshot(SERIAL).devices}
     assert health.pop(A) is Health.UNPLUGGED

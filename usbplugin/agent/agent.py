@@ -18,8 +18,17 @@ from usbplugin.custody import CdiDirectory, Custody, LinkDirectory, StateStore
 from usbplugin.custody.holders import Holders
 from usbplugin.deviceplugin import DevicePluginFront
 from usbplugin.discovery import AllPorts, FactQueue
+from usbplugin.foundation.boot import boot_id
 from usbplugin.foundation.supervision import Part, supervise
-from usbplugin.kubelet import ClassicRegistrar, PluginDirectory, PodResources, WatcherRegistrar
+from usbplugin.foundation.workers import Workers
+from usbplugin.kubelet import (
+    Checkpoint,
+    ClassicRegistrar,
+    PluginDirectory,
+    PodResources,
+    WatcherRegistrar,
+)
+from usbplugin.kubelet.checkpoint import FILE_NAME as CHECKPOINT
 from usbplugin.status.health import session_part, source_part
 from usbplugin.status.journal import Journal
 from usbplugin.status.listeners import Listeners
@@ -79,22 +88,27 @@ class Agent:
         self._metrics = self._journal.metrics
         self._facts = FactQueue(self._take)
         pod_resources = PodResources(places.pod_resources, places.own_pod)
+        checkpoint = Checkpoint(places.kubelet_dir / CHECKPOINT)
+        workers = Workers()
         self._custody = Custody(
             config.rules(),
             config.offers(),
             config.health_policy(),
             LinkDirectory(places.link_dir),
-            StateStore(places.link_dir),
+            StateStore(places.state_dir, places.link_dir),
             CdiDirectory(places.cdi_dir),
             self._publish,
             self._changed,
             self._facts.wake_at,
-            holders_can_tell=pod_resources.is_there,
+            workers=workers,
+            checkpoint=checkpoint,
+            holders_can_tell=pod_resources.is_there or checkpoint.is_there,
+            boot=boot_id(),
         )
         self._front = DevicePluginFront(
             self._custody, self._custody.snapshot, observer=self._metrics
         )
-        self._holders = Holders(pod_resources, self._custody, self._metrics)
+        self._holders = Holders(pod_resources, checkpoint, workers, self._custody, self._metrics)
         self._features = NodeFeatures(places.features_dir)
         status = Status(
             self._custody,
@@ -156,7 +170,8 @@ class Agent:
                     for task in self._helpers:
                         task.cancel()
                     await self._holders.ask()
-                    self._custody.release()
+                    if not self._unheard:
+                        self._custody.release()
                     if self._config.node_features:
                         self._features.remove()
             finally:
@@ -221,13 +236,16 @@ class Agent:
             )
         for wait in waits:
             wait.cancel()
-        if self._unheard and not self._stopping.is_set():
+        if self._stopping.is_set():
+            return
+        await self._custody.consult()
+        await self._holders.ask()
+        if self._unheard:
             _log.warning(
                 "registering before every source has listed its ports",
                 extra=fields(missing=sorted(self._unheard)),
             )
-            return
-        await self._holders.ask()
+            return  # what is not known yet may still be there
         if not self._holders.can_be_asked:
             _log.info(
                 "no PodResources socket; cannot tell who holds devices",

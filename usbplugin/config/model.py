@@ -13,10 +13,10 @@ from typing import Annotated
 import msgspec
 
 from usbplugin.custody.offer import DEFAULT_CONTAINER_PATH, Offer
-from usbplugin.custody.shares import MOST_SHARES
 from usbplugin.discovery import IdentityMode, Unit
 from usbplugin.discovery.port import DEFAULT_NODES
 from usbplugin.inventory import HealthPolicy, ResourceRule, Selector
+from usbplugin.inventory.shares import MOST_SHARES
 
 DEFAULT_RESOURCE = "usbplugin/serial"
 
@@ -66,7 +66,9 @@ class ResourceConfig(
 
     def rule(self) -> ResourceRule:
         """The part the inventory needs."""
-        return ResourceRule(self.name, self.selectors, self.identity, self.unit, self.pre_start)
+        return ResourceRule(
+            self.name, self.selectors, self.identity, self.unit, self.pre_start, self.shares
+        )
 
 
 class Flapping(

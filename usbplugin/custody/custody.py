@@ -1,7 +1,8 @@
 """The inventory and what depends on it outside: links, CDI specs, state. In the event loop only.
 
 An order is kept: what a path leads to is changed before a front hears of a device, and what a
-container is given is on disk before the kubelet gets its answer.
+container is given is on disk before the kubelet gets its answer. What could not be written is part
+of the truth: such a device is neither announced, granted nor started.
 """
 
 from __future__ import annotations
@@ -9,32 +10,41 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from usbplugin.custody.admission import LOOK_TIMEOUT, Admission
 from usbplugin.custody.changelog import log_changes
+from usbplugin.custody.effects import Effects
 from usbplugin.custody.saving import Saving
-from usbplugin.custody.shares import MOST_SHARES, device_of
-from usbplugin.custody.starting import start_problem
+from usbplugin.custody.starting import Eyes
+from usbplugin.custody.witness import grants_of
 from usbplugin.discovery import AllPorts, PortPresent, Readiness
+from usbplugin.discovery.identity import is_ours
+from usbplugin.errors import KubeletError
 from usbplugin.foundation.pulse import Pulse
 from usbplugin.inventory import HealthPolicy, Inventory, Update
+from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from usbplugin.custody import CdiDirectory, LinkDirectory, Offer, StateStore
     from usbplugin.discovery import Fact, Port
+    from usbplugin.foundation.workers import Workers
     from usbplugin.inventory import (
         Change,
         Device,
-        GrantedPort,
+        Grant,
+        GrantKey,
         HeldDevice,
         ResourceRule,
         Snapshot,
     )
+    from usbplugin.kubelet import Checkpoint
 
 _log = logging.getLogger(__name__)
+
+_MOST_ROUNDS = 3
 
 
 class Custody:
@@ -52,7 +62,11 @@ class Custody:
         tell: Callable[[Sequence[Change]], None],
         wake_at: Callable[[float | None], None],
         *,
+        workers: Workers,
+        checkpoint: Checkpoint | None = None,
+        eyes: Eyes | None = None,
         holders_can_tell: bool = False,
+        boot: str = "",
     ) -> None:
         """Begin with the state that an earlier process left.
 
@@ -67,23 +81,32 @@ class Custody:
             tell: Told of what has changed, after it was published.
             wake_at: Told when to call ``apply`` at the latest, with no facts if need be:
                 ``time.monotonic`` seconds, or None; replaces what it was told before.
+            workers: Run what may hang.
+            checkpoint: The kubelet's own notes about what containers were given.
+            eyes: Looks at nodes and ports as they are at this moment.
             holders_can_tell: Whether the kubelet can be asked who holds what.
+            boot: Names the present boot.
         """
-        self._links = links
-        self._cdi = cdi
         self._publish_snapshot = publish
         self._tell = tell
         self._wake_at = wake_at
+        self._workers = workers
+        self._checkpoint = checkpoint
+        self._eyes = eyes or Eyes()
         self._changed = Pulse()
         self._offers = {offer.resource: offer for offer in offers}
+        known = states.load()
         self._inventory = Inventory(
             rules,
             policy,
-            states.load(),
+            known,
             time.monotonic(),
             holders_can_tell=holders_can_tell,
+            boot=boot,
         )
-        self._saving = Saving(states)
+        self._effects = Effects(self._inventory, offers, links, cdi, Saving(states, known))
+        self._admission = Admission(lambda: self._inventory, self._effects, workers, self._eyes)
+        self._complaint = ""
 
     @property
     def awaits_holders(self) -> bool:
@@ -96,8 +119,10 @@ class Custody:
 
     @property
     def devices(self) -> tuple[Device, ...]:
-        """All devices of all resources."""
-        return tuple(device for name in self._offers for device in self.snapshot(name).devices)
+        """All devices of all resources, then those that are here for their holders alone."""
+        order = {name: index for index, name in enumerate(self._offers)}
+        last = len(order)
+        return tuple(sorted(self._inventory.devices, key=lambda d: order.get(d.resource, last)))
 
     @property
     def ports(self) -> Mapping[tuple[str, str], Port]:
@@ -115,133 +140,187 @@ class Custody:
         if any(isinstance(fact, AllPorts) and fact.reason == "period" for fact in batch):
             self._mend()
 
+    async def hear(self, held: Iterable[HeldDevice], asked_at: float) -> None:
+        """Take in who holds what, by the kubelet's word, and what they were given if need be."""
+        listed = list(held)
+        if any(is_ours(one.device_id) and not self._knows_grant(one.key) for one in listed):
+            await self.consult()
+        self.hold(listed, asked_at)
+
     def hold(self, held: Iterable[HeldDevice], asked_at: float) -> None:
         """Take in who holds what, by the kubelet's word."""
-        devices = [replace(h, device_id=self._device_of(h)) for h in held]
-        self._carry_out(self._inventory.hold(devices, asked_at, time.monotonic()))
-        self._saving.save()
+        self._carry_out(self._inventory.hold(held, asked_at, time.monotonic()))
+        self._save()
+
+    async def consult(self, keys: Iterable[GrantKey] | None = None) -> None:
+        """Read in the kubelet's own notes what containers were given, if they can be read.
+
+        Args:
+            keys: About which listed IDs; all if not given.
+        """
+        if self._checkpoint is None:
+            return
+        checkpoint, number_at = self._checkpoint, self._eyes.number_at
+        try:
+            grants = await self._workers.answer(
+                lambda: grants_of(checkpoint.read(), number_at), LOOK_TIMEOUT
+            )
+        except (KubeletError, TimeoutError) as error:
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                _log.info("the kubelet's checkpoint tells nothing", extra=fields(reason=error))
+            return
+        self._complaint = ""
+        wanted = None if keys is None else set(keys)
+        told = [grant for grant in grants if wanted is None or grant.key in wanted]
+        news = [grant for grant in told if self._is_news(grant)]
+        if news:
+            self._carry_out(self._inventory.learn(news, time.monotonic()))
+            self._save()
+
+    def _knows_grant(self, key: GrantKey) -> bool:
+        holding = self._inventory.holding(key)
+        return holding is not None and holding.grant is not None
+
+    def _is_news(self, grant: Grant) -> bool:
+        """Whether the kubelet says something else than we know; that is logged."""
+        known = self._inventory.holding(grant.key)
+        if known is None or known.grant is None:
+            return True
+        differs = {
+            slot: (known.grant.ports[slot].path if slot in known.grant.ports else "", given.path)
+            for slot, given in grant.ports.items()
+            if slot not in known.grant.ports or known.grant.ports[slot].path != given.path
+        }
+        for slot, (ours, theirs) in differs.items():
+            _log.warning(
+                "the kubelet will replay another path than we know of; its word counts",
+                extra=fields(device=known.device_id, slot=slot, known=ours, replayed=theirs),
+            )
+        return bool(differs)
 
     def look(self) -> None:
         """See whether links and states are there still; called now and then."""
-        if self._links.is_disturbed():
+        if self._effects.is_disturbed():
             self._mend()
 
     def clean_up(self) -> None:
         """Remove what earlier runs left of devices that are not known any longer."""
-        self._links.keep_only({device.id for device in self.devices})
+        self._effects.clean_up()
 
     def reconfigure(
         self, rules: Sequence[ResourceRule], offers: Sequence[Offer], policy: HealthPolicy
     ) -> None:
         """Apply new rules and offers, and keep all that is known."""
-        before, with_cdi = self._inventory, self._with_cdi()
+        before, resources = self._inventory, set(self._offers)
         now = time.monotonic()
         self._offers = {offer.resource: offer for offer in offers}
         self._inventory = before.reconfigured(rules, policy, now)
+        self._effects.rebase(self._inventory, offers)
         self._carry_out(self._inventory.apply(_everything(before), now))
-        for resource in with_cdi - self._with_cdi():
-            self._cdi.remove(resource)
-        self._write_cdi()
+        for resource in resources - self._offers.keys():
+            self._effects.remove_spec(resource)
+        self._effects.write_specs()
 
     def release(self) -> None:
         """On the way out: CDI specs of resources that nobody holds go, all else stays."""
-        self._saving.save()
-        for resource in self._with_cdi():
+        self._save()
+        if not self._inventory.knows_holders:
+            return  # who does not know who holds what, removes nothing
+        for resource in self._offers:
             if not any(device.holders for device in self.snapshot(resource).devices):
-                self._cdi.remove(resource)
+                self._effects.remove_spec(resource)
 
     def host_path(self, device: Device, port: Port) -> str:
         """Where on the host a port's node is found."""
-        return self._links.host_path(device, port)
+        return self._effects.host_path(device, port.slot)
 
     def locate(self, device_id: str) -> str | None:
         """The resource that knows a device ID."""
         device = self._inventory.find(device_id)
         return device.resource if device else None
 
-    def grant(self, device: Device, paths: Mapping[str, str] | None) -> None:
-        """A container gets the device: by slot, the path it is given; None: as it was given."""
-        if paths is None:
-            given = self._inventory.granted(device.id)
-            paths = {port.slot: self._path_given(device, port, given) for port in device.ports}
-        self._carry_out(self._inventory.grant(device.id, paths, time.monotonic()))
-        self._changed.beat()  # the next holder may well be given what the last one was
-        self._saving.restore(self._inventory.state(device.id))
-        self._saving.save()  # before the kubelet gets its answer
+    async def grant_problem(self, devices: Sequence[Device]) -> str:
+        """Why these devices must not be granted at this moment; empty if they may."""
+        return await self._admission.grant_problem(devices)
 
-    def container_ended(self, device_id: str) -> None:
-        """The container that has the device asked to be started anew, and may not yet."""
-        self._carry_out(self._inventory.container_ended(device_id, time.monotonic()))
-        if self._inventory.find(device_id) is not None:
-            self._saving.restore(self._inventory.state(device_id))
-            self._saving.save()
+    def grant(self, device: Device, paths: Mapping[str, str], listed_ids: Sequence[str]) -> str:
+        """A container gets the device.
 
-    def start_problem(self, device: Device) -> str:
-        """Why a container that holds the device must not start now; empty if it may.
+        Args:
+            device: As it was looked up.
+            paths: By slot, the path on the host that it is given; empty by CDI.
+            listed_ids: The IDs that the kubelet knows it by.
 
-        What the kubelet replays has to lead to this very device, and not to one that has taken
-        its place.
+        Returns:
+            Why it must not; empty if it may.
         """
-        self._links.update(device)  # whatever happened to them meanwhile
-        given = self._inventory.granted(device.id)
-        paths = {port.slot: self._path_given(device, port, given) for port in device.ports}
-        return start_problem(device, paths)
+        self._carry_out(self._inventory.grant(device.id, paths, time.monotonic(), listed_ids))
+        self._changed.beat()  # the next holder may well be given what the last one was
+        self._effects.restore(self._inventory.state(device.id))
+        self._save()  # before the kubelet gets its answer
+        return self._effects.obstacles.get(device.id, "")
 
-    def _path_given(self, device: Device, port: Port, given: Mapping[str, GrantedPort]) -> str:
-        earlier = given.get(port.slot)
-        if earlier is not None and not self._offers[device.resource].cdi:
-            return earlier.path
-        return self._links.host_path(device, port)
+    async def start(self, resource: str, listed_ids: Sequence[str]) -> str:
+        """A container that holds these asks to be started.
 
-    def _device_of(self, held_device: HeldDevice) -> str:
-        """Of which device a share is held; also of a resource that a reload has ended."""
-        offer = self._offers.get(held_device.resource)
-        if offer is None and self._inventory.find(held_device.device_id) is not None:
-            return held_device.device_id
-        return device_of(held_device.device_id, offer.shares if offer else MOST_SHARES)
-
-    def _with_cdi(self) -> set[str]:
-        return {offer.resource for offer in self._offers.values() if offer.cdi}
-
-    def _write_cdi(self) -> None:
-        for resource in self._with_cdi():
-            self._cdi.write(self.snapshot(resource), self._offers[resource])
+        Returns:
+            Why it must not start now; empty if it may: then it runs with the present numbers.
+        """
+        keys = [(resource, listed_id) for listed_id in listed_ids]
+        await self.consult(keys)
+        problem = await self._admission.start_problem(keys)
+        now = time.monotonic()
+        if problem:
+            self._carry_out(self._inventory.ended(keys, now))
+        else:
+            self._carry_out(self._inventory.started(keys, now))
+            self._changed.beat()
+        held = [one for key in keys if (one := self._inventory.holding(key))]
+        for holding in held:
+            self._effects.restore(self._inventory.state(holding.device_id))
+        self._save()
+        obstacles = (self._effects.obstacles.get(holding.device_id, "") for holding in held)
+        return problem or next(filter(None, obstacles), "")
 
     def _carry_out(self, update: Update, noticed: float | None = None) -> None:
-        for change in update.changes:
-            if change.after is None:
-                self._forget(change.device.id)
-            else:
-                self._links.update(change.device)
+        update = self._make_true(update)
         for snapshot in update.snapshots:
-            offer = self._offers[snapshot.resource]
-            if offer.cdi:
-                self._cdi.write(snapshot, offer)
             self._publish_snapshot(snapshot, noticed)
-        self._saving.add(update.to_save)
         # The streams first, then the clock, files and log.
         loop = asyncio.get_running_loop()
         loop.call_soon(self._set_clock)
         if update.changes or update.to_save:
             self._changed.beat()
-            loop.call_soon(self._saving.save)
+            loop.call_soon(self._save)
             loop.call_soon(log_changes, update.changes)
             loop.call_soon(self._tell, update.changes)
+
+    def _make_true(self, update: Update) -> Update:
+        """Do what has to be done before anybody hears of these changes.
+
+        Returns:
+            The changes, with those that follow from what could not be done.
+        """
+        step = update
+        for _ in range(_MOST_ROUNDS):
+            if not (news := self._effects.do(step)):
+                break
+            step = self._inventory.obstruct(news, time.monotonic())
+            update = update.then(step)
+        return update
+
+    def _save(self) -> None:
+        """Write what is not on disk, and tell if that fails."""
+        if news := self._effects.save():
+            self._carry_out(self._inventory.obstruct(news, time.monotonic()))
 
     def _set_clock(self) -> None:
         self._wake_at(self._inventory.deadline)
 
-    def _forget(self, device_id: str) -> None:
-        self._saving.drop(device_id)
-        self._links.forget(device_id)
-
     def _mend(self) -> None:
-        """Make again what somebody has deleted, or what could not be made."""
-        for device in self.devices:
-            self._links.update(device)
-            self._saving.restore(self._inventory.state(device.id))
-        self._saving.save()
-        self._write_cdi()
+        if freed := self._effects.mend():
+            self._carry_out(self._inventory.obstruct(freed, time.monotonic()))
 
 
 def _everything(inventory: Inventory) -> list[AllPorts]:

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 
 from usbplugin.errors import KubeletError
 from usbplugin.foundation.pulse import Pulse
+from usbplugin.inventory import HeldDevice
 from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
     from usbplugin.custody.custody import Custody
-    from usbplugin.kubelet import PodResources
+    from usbplugin.foundation.workers import Workers
+    from usbplugin.kubelet import Checkpoint, PodResources
     from usbplugin.telemetry.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ _INTERVAL = 300.0
 _SHORTEST_INTERVAL = 1.0
 _INTERVAL_OF_FAILURES = 10.0
 _PATIENCE_OF_WHO_LOOKS = 0.5
+_PATIENCE_WITH_NOTES = 2.0
 _LONG = 60.0
 """Seconds of not knowing that a restarted kubelet should not take."""
 
@@ -35,9 +38,18 @@ _LONG = 60.0
 class Holders:
     """Keeps custody informed of who holds what."""
 
-    def __init__(self, pod_resources: PodResources, custody: Custody, metrics: Metrics) -> None:
-        """Ask ``pod_resources``, tell ``custody``."""
+    def __init__(
+        self,
+        pod_resources: PodResources,
+        checkpoint: Checkpoint,
+        workers: Workers,
+        custody: Custody,
+        metrics: Metrics,
+    ) -> None:
+        """Ask ``pod_resources``, or else read ``checkpoint``; tell ``custody``."""
         self._pod_resources = pod_resources
+        self._checkpoint = checkpoint
+        self._workers = workers
         self._custody = custody
         self._metrics = metrics
         self._asked_at = -math.inf
@@ -50,7 +62,7 @@ class Holders:
     @property
     def can_be_asked(self) -> bool:
         """Whether there is anybody to ask."""
-        return self._pod_resources.is_there
+        return self._pod_resources.is_there or self._checkpoint.is_there
 
     async def ask(self) -> None:
         """Ask once, if there is anybody to ask."""
@@ -59,15 +71,35 @@ class Holders:
             return
         asked_at = time.monotonic()
         try:
-            held = await self._pod_resources.list()
+            held = await self._held()
         except KubeletError as error:
             self._complain(error, asked_at)
             self._metrics.holder_queries.add("failed")
         else:
             self._failed, self._complaint, self._failing_since = False, "", None
             self._metrics.holder_queries.add("ok")
-            self._custody.hold(held, asked_at)
+            await self._custody.hear(held, asked_at)
         self._asked_at = asked_at
+
+    async def _held(self) -> tuple[HeldDevice, ...]:
+        """Who holds what.
+
+        Raises:
+            KubeletError: nobody says so.
+        """
+        if self._pod_resources.is_there:
+            return await self._pod_resources.list()
+        # Its notes name pods that have gone until the kubelet admits the next one: better a device
+        # that waits too long than one with two containers.
+        try:
+            replays = await self._workers.answer(self._checkpoint.read, _PATIENCE_WITH_NOTES)
+        except TimeoutError as error:
+            raise KubeletError("the kubelet's checkpoint cannot be read in time") from error
+        return tuple(
+            HeldDevice(replay.resource, device_id, f"pod {replay.pod_uid}/{replay.container}")
+            for replay in replays
+            for device_id in replay.device_ids
+        )
 
     async def watch(self) -> None:
         """Ask again and again: when devices change or are given away, and when somebody looks."""

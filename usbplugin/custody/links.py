@@ -11,23 +11,22 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import secrets
 import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from usbplugin.custody.state import FILES
+from usbplugin.custody.state import FILE_OF_0_1
 from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
     from pathlib import Path
 
-    from usbplugin.discovery import Port
     from usbplugin.inventory import Device
 
 _log = logging.getLogger(__name__)
 
-_TEMPORARY = ".new-"
 _OUR_FOLDERS = ("usb-", "dir-")
 """How device IDs begin. The directory may be one that others use too, such as /run."""
 
@@ -43,36 +42,35 @@ class LinkDirectory:
         """Use ``directory``, which is created when the first link is."""
         self._directory = directory
         self._prefix = f"{directory}/"
-        self._good: set[str] = set()
+        self._temporary = f".new-{secrets.token_hex(4)}-"  # another instance has its own
         self._state: tuple[int, int, int] | None = None
+        self._has_links = False
         self._complained = False
 
-    def host_path(self, device: Device, port: Port) -> str:
-        """Where on the host the port is found: its link, or its node where no link can be kept.
+    def host_path(self, device_id: str, slot: str) -> str:
+        """Where on the host a port is found: its link."""
+        return f"{self._prefix}{device_id}/{slot}"
+
+    def update(self, device: Device) -> str:
+        """Make the device's links lead to its nodes, or nowhere if it is away.
 
         A link that somebody has deleted or changed is made again.
+
+        Returns:
+            Why that could not be done; empty if it could.
         """
-        link = self._link(device, port)
-        self._update(link, device, port)
-        return link if link in self._good else port.node
-
-    def update(self, device: Device) -> None:
-        """Make the device's links lead to its nodes, or nowhere if it is away."""
         for port in device.ports:
-            self._update(self._link(device, port), device, port)
-
-    def _update(self, link: str, device: Device, port: Port) -> None:
-        try:
-            if device.health.is_there:
-                if _point(link, port.node):
-                    self._complained = False
-                self._good.add(link)
-            else:
-                self._good.discard(link)
-                _remove(link)
-        except OSError as error:
-            self._good.discard(link)
-            self._complain(error)
+            link = self.host_path(device.id, port.slot)
+            try:
+                if device.health.is_there:
+                    if self._point(link, port.node):
+                        self._complained, self._has_links = False, True
+                else:
+                    _remove(link)
+            except OSError as error:
+                self._complain(error)
+                return f"its link {link} cannot be written: {error.strerror}"
+        return ""
 
     def is_disturbed(self) -> bool:
         """Whether a device's folder was made or removed since the last call, by us or others."""
@@ -80,7 +78,7 @@ class LinkDirectory:
         with suppress(OSError):
             status = self._directory.stat()
             self._state = status.st_dev, status.st_ino, status.st_mtime_ns
-        return self._state != before
+        return self._has_links if self._state is None else self._state != before
 
     def forget(self, device_id: str) -> None:
         """Remove what is left of a device that is not remembered any longer.
@@ -92,9 +90,8 @@ class LinkDirectory:
             if not _is_ours(folder):
                 return
             for entry in folder.iterdir():
-                if entry.is_symlink() or entry.name in FILES:
+                if entry.is_symlink() or entry.name == FILE_OF_0_1:
                     entry.unlink(missing_ok=True)
-                    self._good.discard(str(entry))
             folder.rmdir()
         except FileNotFoundError:
             pass  # somebody else was faster
@@ -108,8 +105,23 @@ class LinkDirectory:
             if device_id not in device_ids:
                 self.forget(device_id)
 
-    def _link(self, device: Device, port: Port) -> str:
-        return f"{self._prefix}{device.id}/{port.slot}"
+    def _point(self, link: str, node: str) -> bool:
+        """Make ``link`` lead to ``node``, at no time to nothing; whether it did not before."""
+        try:
+            os.symlink(node, link)  # noqa: PTH211 -- here and below: see the class
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(link), exist_ok=True)  # noqa: PTH103, PTH120
+            os.symlink(node, link)  # noqa: PTH211
+        except FileExistsError:
+            with suppress(OSError):  # no link at all, or gone by now
+                if os.readlink(link) == node:  # noqa: PTH115
+                    return False
+            folder, name = os.path.split(link)
+            temporary = f"{folder}/{self._temporary}{name}"
+            _remove(temporary)
+            os.symlink(node, temporary)  # noqa: PTH211
+            os.replace(temporary, link)  # noqa: PTH105
+        return True
 
     def _folders(self) -> Iterable[str]:
         try:
@@ -124,9 +136,8 @@ class LinkDirectory:
     def _complain(self, error: OSError) -> None:
         if not self._complained:
             self._complained = True
-            _log.warning(
-                "cannot keep links; allocating the nodes themselves, which a container restarted"
-                " after a replug may find gone or taken",
+            _log.error(
+                "cannot keep links; devices without one are not offered",
                 extra=fields(
                     directory=self._directory,
                     error=error,
@@ -138,25 +149,6 @@ class LinkDirectory:
 def _is_ours(folder: Path) -> bool:
     """Whether it is a folder of a device: by its name, and not a link to a place elsewhere."""
     return folder.name.startswith(_OUR_FOLDERS) and stat.S_ISDIR(folder.lstat().st_mode)
-
-
-def _point(link: str, node: str) -> bool:
-    """Make ``link`` lead to ``node``, at no time to nothing; whether it did not before."""
-    try:
-        os.symlink(node, link)  # noqa: PTH211 -- here and below: see the class
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(link), exist_ok=True)  # noqa: PTH103, PTH120
-        os.symlink(node, link)  # noqa: PTH211
-    except FileExistsError:
-        with suppress(OSError):  # no link at all, or gone by now
-            if os.readlink(link) == node:  # noqa: PTH115
-                return False
-        folder, name = os.path.split(link)
-        temporary = f"{folder}/{_TEMPORARY}{name}"
-        _remove(temporary)
-        os.symlink(node, temporary)  # noqa: PTH211
-        os.replace(temporary, link)  # noqa: PTH105
-    return True
 
 
 def _remove(path: str) -> None:

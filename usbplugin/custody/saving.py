@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from usbplugin.custody.state import StateStore
     from usbplugin.inventory import DeviceState
@@ -14,14 +14,27 @@ if TYPE_CHECKING:
 class Saving:
     """The states that are not on disk yet."""
 
-    def __init__(self, store: StateStore) -> None:
-        """Save to ``store``."""
+    def __init__(self, store: StateStore, saved: Iterable[DeviceState]) -> None:
+        """Save to ``store``, where ``saved`` is already."""
         self._store = store
+        self._saved = {state.id: state for state in saved}
         self._unsaved: dict[str, DeviceState] = {}
+        self._problems: dict[str, str] = {}
 
-    def add(self, states: Iterable[DeviceState]) -> None:
-        """These have changed."""
-        self._unsaved |= {state.id: state for state in states}
+    @property
+    def problems(self) -> Mapping[str, str]:
+        """By device, why its state is not on disk."""
+        return self._problems
+
+    def add(self, states: Iterable[DeviceState]) -> bool:
+        """These have changed.
+
+        Returns:
+            Whether one of them names its device anew, so that it has to be on disk before anybody
+            hears of it: else, after a crash, the ID might come to stand for another device.
+        """
+        self._unsaved |= (new := {state.id: state for state in states})
+        return any(_names_anew(self._saved.get(state.id), state) for state in new.values())
 
     def restore(self, state: DeviceState) -> None:
         """Write a listed device's state again if somebody has deleted it."""
@@ -30,12 +43,23 @@ class Saving:
 
     def drop(self, device_id: str) -> None:
         """The device is forgotten."""
-        self._unsaved.pop(device_id, None)
+        for known in (self._saved, self._unsaved, self._problems):
+            known.pop(device_id, None)
+        self._store.forget(device_id)
 
     def save(self) -> None:
-        """Write what is not on disk; what fails stays to be written."""
-        self._unsaved = {
-            device_id: state
-            for device_id, state in self._unsaved.items()
-            if not self._store.save(state)
-        }
+        """Write what is not on disk; what fails stays to be written, and is a problem."""
+        for device_id, state in list(self._unsaved.items()):
+            if problem := self._store.save(state):
+                self._problems[device_id] = problem
+            else:
+                self._problems.pop(device_id, None)
+                self._saved[device_id] = self._unsaved.pop(device_id)
+
+
+def _names_anew(saved: DeviceState | None, state: DeviceState) -> bool:
+    return saved is None or _hardware(saved) != _hardware(state)
+
+
+def _hardware(state: DeviceState) -> object:
+    return state.has_twin, [(port.name, port.origin, port.usb) for port in state.ports]

@@ -1,19 +1,21 @@
-"""What has to outlive this process, in a file beside each device's links.
+"""What has to outlive this process and the boot: a file for each device.
 
 One small file per device, replaced atomically, so that what one event costs does not grow with the
-number of devices. The directory is gone after a reboot, and so is what was allocated before.
+number of devices. The kubelet's checkpoint outlives a reboot, and so must what its IDs stand for.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import secrets
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from usbplugin.discovery.identity import is_device_id
-from usbplugin.inventory import DeviceState
+from usbplugin.inventory import DeviceState, Grant
 from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
@@ -21,56 +23,107 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-FILE_NAME = "device.json"
-_TEMPORARY = ".device.json.new"
-FILES = frozenset({FILE_NAME, _TEMPORARY})
-"""All that is ever kept of a device here."""
+_SUFFIX = ".json"
+FILE_OF_0_1 = "device.json"
+"""Where version 0.1 kept a device's state, in the folder of its links."""
 
 
 class StateStore:
-    """Keeps the states of all devices below the link directory."""
+    """Keeps the states of all devices in one directory."""
 
-    def __init__(self, directory: Path) -> None:
-        """Use ``directory``, which is created with the first state."""
+    def __init__(self, directory: Path, links: Path) -> None:
+        """Use ``directory``, which is created with the first state.
+
+        Args:
+            directory: Outlives a reboot.
+            links: The link directory, in which version 0.1 kept its states.
+        """
         self._directory = directory
+        self._links = links
+        self._token = secrets.token_hex(4)
         self._complained = False
 
     def load(self) -> list[DeviceState]:
         """All states there are; one that cannot be read is logged, and left out."""
-        states = []
-        for path in sorted(self._directory.glob(f"*/{FILE_NAME}")):
-            try:
-                state = msgspec.json.decode(path.read_bytes(), type=DeviceState)
-            except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                _log.warning("state ignored", extra=fields(file=path, error=error))
-                continue
-            if state.id != path.parent.name or not is_device_id(state.id) or not _is_plain(state):
-                _log.warning(
-                    "state ignored", extra=fields(file=path, error="not written by usbplugin")
-                )
-                continue
-            states.append(state)
-        return states
+        found = {path.stem: path for path in self._directory.glob(f"*{_SUFFIX}")}
+        earlier = {path.parent.name: path for path in self._links.glob(f"*/{FILE_OF_0_1}")}
+        states = (_read(device_id, path) for device_id, path in sorted((earlier | found).items()))
+        return [state for state in states if state is not None]
 
-    def save(self, state: DeviceState) -> bool:
-        """Remember a device anew; False if that did not work, so that it is to be tried again."""
-        folder = f"{self._directory}/{state.id}"
+    def save(self, state: DeviceState) -> str:
+        """Remember a device anew.
+
+        Returns:
+            Why that did not work, so that it is to be tried again; empty if it did.
+        """
         try:
-            _write(folder, msgspec.json.encode(state))
+            self._write(state.id, msgspec.json.encode(state))
         except OSError as error:
             if not self._complained:
                 self._complained = True
-                _log.warning(
-                    "cannot save state; a restarted plugin will not know what was allocated",
-                    extra=fields(directory=self._directory, error=error),
+                _log.error(
+                    "cannot save state; devices of which nothing can be remembered are not offered",
+                    extra=fields(
+                        directory=self._directory,
+                        error=error,
+                        hint="make it writable, or choose another --state-dir",
+                    ),
                 )
-            return False
+            return f"its state cannot be written to {self._directory}: {error.strerror}"
         self._complained = False
-        return True
+        return ""
 
     def is_kept(self, device_id: str) -> bool:
         """Whether a device's state is still there."""
-        return (self._directory / device_id / FILE_NAME).is_file()
+        return os.path.exists(f"{self._directory}/{device_id}{_SUFFIX}")  # noqa: PTH110 -- a str
+
+    def forget(self, device_id: str) -> None:
+        """Remove a device's state."""
+        paths = (self._directory / f"{device_id}{_SUFFIX}", self._links / device_id / FILE_OF_0_1)
+        for path in paths:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                if not isinstance(error, NotADirectoryError):
+                    _log.warning("cannot remove state", extra=fields(file=path, error=error))
+
+    def _write(self, device_id: str, content: bytes) -> None:
+        directory = str(self._directory)
+        # Another instance may write the same device's.
+        temporary = f"{directory}/.{device_id}.{self._token}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        try:
+            file = os.open(temporary, flags, 0o644)
+        except FileNotFoundError:
+            os.makedirs(directory, exist_ok=True)  # noqa: PTH103 -- a str, as every event is here
+            file = os.open(temporary, flags, 0o644)
+        try:
+            try:
+                while content:
+                    content = content[os.write(file, content) :]
+            finally:
+                os.close(file)
+            os.replace(temporary, f"{directory}/{device_id}{_SUFFIX}")  # noqa: PTH105
+        except OSError:
+            with suppress(OSError):
+                os.unlink(temporary)  # noqa: PTH108
+            raise
+
+
+def _read(device_id: str, path: Path) -> DeviceState | None:
+    """A state that we wrote; None if it cannot be read, or was not written by us."""
+    try:
+        state = msgspec.json.decode(path.read_bytes(), type=DeviceState)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        _log.warning("state ignored", extra=fields(file=path, error=error))
+        return None
+    if state.id != device_id or not is_device_id(state.id) or not _is_plain(state):
+        _log.warning("state ignored", extra=fields(file=path, error="not written by usbplugin"))
+        return None
+    if state.handed_over and not state.grants:
+        grant = Grant(state.resource, state.id, state.handed_over)
+        state = msgspec.structs.replace(state, grants=(grant,), handed_over={})
+    return state
 
 
 def _is_plain(state: DeviceState) -> bool:
@@ -85,19 +138,3 @@ def _is_plain(state: DeviceState) -> bool:
         elif isinstance(value, list | tuple):
             left += value
     return True
-
-
-def _write(folder: str, content: bytes) -> None:
-    temporary = f"{folder}/{_TEMPORARY}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    try:
-        file = os.open(temporary, flags, 0o644)
-    except FileNotFoundError:
-        os.makedirs(folder, exist_ok=True)  # noqa: PTH103 -- a str, as every event passes here
-        file = os.open(temporary, flags, 0o644)
-    try:
-        while content:
-            content = content[os.write(file, content) :]
-    finally:
-        os.close(file)
-    os.replace(temporary, f"{folder}/{FILE_NAME}")  # noqa: PTH105

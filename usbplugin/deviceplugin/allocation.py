@@ -15,19 +15,19 @@ import grpc
 
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.custody.cdi import qualified_name
-from usbplugin.custody.shares import device_of
 from usbplugin.discovery.port import printable
 from usbplugin.errors import AllocationError
+from usbplugin.inventory.shares import device_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from usbplugin.custody.offer import Offer
     from usbplugin.discovery import Port
-    from usbplugin.inventory import Device, Health, Snapshot
+    from usbplugin.inventory import Device, Snapshot
 
     HostPath = Callable[[Device, Port], str]
-    """Where on the host a port's node is found: a link that is kept, or the node itself."""
+    """Where on the host a port's node is found."""
     Locate = Callable[[str], str | None]
     """The resource that a device ID belongs to; None if no resource knows it."""
 
@@ -62,7 +62,7 @@ def allocate(
             raise _invalid(
                 f"{_named(share_id)} was requested {count} times; it can be allocated once"
             )
-    devices = usable_devices(times, snapshot, offer.shares, locate)
+    devices = _usable_devices(times, snapshot, offer.shares, locate)
     response = v1beta1.AllocateResponse()
     for ids in requested:
         # Two shares of one device are still one node.
@@ -73,41 +73,28 @@ def allocate(
     return response, tuple(devices.values())
 
 
-def usable_devices(
-    share_ids: Iterable[str],
-    snapshot: Snapshot,
-    shares: int,
-    locate: Locate,
-    also: Collection[Health] = (),
+def _usable_devices(
+    listed_ids: Iterable[str], snapshot: Snapshot, shares: int, locate: Locate
 ) -> Mapping[str, Device]:
-    """The devices of these IDs, all of which may be handed to a container now.
-
-    Args:
-        share_ids: As the kubelet has them.
-        snapshot: The latest.
-        shares: How often each device is offered.
-        locate: Which resource an ID belongs to.
-        also: States besides ready that will do.
-
-    Raises:
-        AllocationError: as ``allocate`` does, for the first that may not.
-    """
+    """The devices of these IDs, all of which may be handed to a container now."""
     found = {}
-    for share_id in share_ids:
-        device_id = device_of(share_id, shares)
+    for listed_id in listed_ids:
+        device_id = device_of(listed_id, shares)
         device = snapshot.by_id.get(device_id)
         if device is None:
-            if other := locate(share_id):
-                raise _invalid(f"{_named(share_id)} belongs to {other}, not to {snapshot.resource}")
+            if other := locate(listed_id):
+                raise _invalid(
+                    f"{_named(listed_id)} belongs to {other}, not to {snapshot.resource}"
+                )
             raise AllocationError(
                 grpc.StatusCode.NOT_FOUND,
-                f"{_named(share_id)} is unknown to {snapshot.resource}: it has not been seen since"
+                f"{_named(listed_id)} is unknown to {snapshot.resource}: it has not been seen since"
                 " the plugin started, or was unplugged so long ago that it was forgotten",
             )
-        if not device.health.is_usable and device.health not in also:
+        if not device.health.is_usable:
             raise AllocationError(
                 grpc.StatusCode.FAILED_PRECONDITION,
-                f"{_named(share_id)} is {device.health.value}: {device.reason}",
+                f"{_named(listed_id)} is {device.health.value}: {device.reason}",
             )
         found[device_id] = device
     return found

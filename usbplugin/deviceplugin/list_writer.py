@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
-from usbplugin.custody.shares import share_ids
+from usbplugin.inventory.shares import share_ids
 
 if TYPE_CHECKING:
     from usbplugin.inventory import Device, Snapshot
@@ -47,6 +47,8 @@ def _serialized(device: Device, shares: int) -> bytes:
     return v1beta1.ListAndWatchResponse(
         devices=[
             v1beta1.Device(ID=share_id, health=health, topology=topology)
-            for share_id in share_ids(device.id, shares)
+            # What a container holds on other terms is listed as well: the kubelet reports an
+            # unlisted device as healthy.
+            for share_id in dict.fromkeys((*share_ids(device.id, shares), *device.held_as))
         ]
     ).SerializeToString()

@@ -15,16 +15,16 @@ import grpc
 
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
-from usbplugin.deviceplugin.allocation import allocate, prefer, usable_devices
+from usbplugin.deviceplugin.allocation import allocate, prefer
 from usbplugin.deviceplugin.list_writer import ListWriter
 from usbplugin.errors import AllocationError
 from usbplugin.foundation.pulse import Pulse
-from usbplugin.inventory import Health
+from usbplugin.inventory.shares import device_of
 from usbplugin.telemetry.logs import fields
 from usbplugin.telemetry.observer import UNOBSERVED, Observer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 
     from usbplugin.custody import Offer
     from usbplugin.discovery import Port
@@ -42,14 +42,17 @@ class Custody(Protocol):
     def locate(self, device_id: str) -> str | None:
         """The resource that knows a device ID."""
 
-    def grant(self, device: Device, paths: Mapping[str, str] | None) -> None:
-        """A container gets the device: by slot, the path it is given; None: as it was given."""
+    async def grant_problem(self, devices: Sequence[Device]) -> str:
+        """Why these devices must not be granted at this moment; empty if they may."""
 
-    def container_ended(self, device_id: str) -> None:
-        """The container that has the device asked to be started anew, and may not yet."""
+    def grant(self, device: Device, paths: Mapping[str, str], listed_ids: Sequence[str]) -> str:
+        """A container gets the device; why it must not, or empty if it may.
 
-    def start_problem(self, device: Device) -> str:
-        """Why a container that holds the device must not start now; empty if it may."""
+        By slot, the path that it is given (empty by CDI); and the IDs that the kubelet knows.
+        """
+
+    async def start(self, resource: str, listed_ids: Sequence[str]) -> str:
+        """A container that holds these asks to be started; why it must not, or empty if it may."""
 
 
 _Request = TypeVar("_Request")
@@ -210,27 +213,43 @@ class DevicePlugin(rpc.DevicePluginServicer):
         del context
         ids = [list(container.devices_ids) for container in request.container_requests]
         try:
-            response, devices = allocate(
-                request,
-                self._snapshot,
-                self._offer,
-                self._custody.host_path,
-                self._custody.locate,
-            )
+            response = await self._allocate(request, ids)
         except AllocationError as error:
             self._log_refusal("allocation refused", ids, error)
             raise
-        for device in devices:
-            self._custody.grant(
-                device, {port.slot: self._host_path(device, port) for port in device.ports}
-            )
         # The answer first, then the log.
         asyncio.get_running_loop().call_soon(self._log_allocation, ids)
         return response
 
+    async def _allocate(
+        self, request: v1beta1.AllocateRequest, ids: Iterable[Sequence[str]]
+    ) -> v1beta1.AllocateResponse:
+        _, devices = self._answer_to(request)
+        if problem := await self._custody.grant_problem(devices):
+            raise _refused(problem)
+        response, devices = self._answer_to(request)  # things may have changed meanwhile
+        for device in devices:
+            paths = {port.slot: self._host_path(device, port) for port in device.ports}
+            listed = [
+                listed_id
+                for container in ids
+                for listed_id in container
+                if device_of(listed_id, self._offer.shares) == device.id
+            ]
+            if problem := self._custody.grant(device, paths, listed):
+                raise _refused(f"{device.id}: {problem}")
+        return response
+
+    def _answer_to(
+        self, request: v1beta1.AllocateRequest
+    ) -> tuple[v1beta1.AllocateResponse, tuple[Device, ...]]:
+        return allocate(
+            request, self._snapshot, self._offer, self._custody.host_path, self._custody.locate
+        )
+
     def _host_path(self, device: Device, port: Port) -> str:
-        # CDI follows no links: the spec names the node.
-        return port.node if self._offer.cdi else self._custody.host_path(device, port)
+        # By CDI the spec names the node.
+        return "" if self._offer.cdi else self._custody.host_path(device, port)
 
     def _log_allocation(self, ids: list[list[str]]) -> None:
         _log.info("allocated", extra=fields(resource=self.resource, devices=ids))
@@ -242,37 +261,12 @@ class DevicePlugin(rpc.DevicePluginServicer):
         context: _Context,
     ) -> v1beta1.PreStartContainerResponse:
         del context
-        try:
-            devices = self._startable(request.devices_ids)
-        except AllocationError as error:
-            if self._offer.shares == 1:
-                for device_id in request.devices_ids:
-                    self._custody.container_ended(device_id)
-            self._log_refusal("container start refused", request.devices_ids, error)
-            raise
-        for device in devices:
-            # Of a shared one that moved, the other containers still have the old node.
-            if self._offer.shares == 1 or device.health is not Health.DISPLACED:
-                self._custody.grant(device, None)
+        listed_ids = list(dict.fromkeys(request.devices_ids))
+        if problem := await self._custody.start(self.resource, listed_ids):
+            error = _refused(problem)
+            self._log_refusal("container start refused", listed_ids, error)
+            raise error
         return v1beta1.PreStartContainerResponse()
-
-    def _startable(self, device_ids: Iterable[str]) -> Iterable[Device]:
-        """The devices, if a container that holds them may start.
-
-        Raises:
-            AllocationError: one is away, or the container would open another one.
-        """
-        devices = usable_devices(
-            device_ids,
-            self._snapshot,
-            self._offer.shares,
-            self._custody.locate,
-            also=(Health.DISPLACED,),  # that is what a restart mends
-        ).values()
-        for device in devices:
-            if problem := self._custody.start_problem(device):
-                raise AllocationError(grpc.StatusCode.FAILED_PRECONDITION, problem)
-        return devices
 
     def _log_refusal(self, event: str, device_ids: object, error: AllocationError) -> None:
         _log.warning(
@@ -284,3 +278,7 @@ class DevicePlugin(rpc.DevicePluginServicer):
                 reason=error,
             ),
         )
+
+
+def _refused(problem: str) -> AllocationError:
+    return AllocationError(grpc.StatusCode.FAILED_PRECONDITION, problem)

@@ -24,6 +24,10 @@ ID_FORM = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]*")
 _NOT_IN_ID = re.compile(r"[^A-Za-z0-9_.:-]")
 _DIGEST_LENGTH = 8
 _LIKE_A_DIGEST = re.compile(r"-[0-9a-f]{8}\Z")
+# How the ID of a single port, or of a share, ends: a whole device's serial may not.
+_LIKE_A_PART = re.compile(r"(-if\d+(-port\d+)?|\.\d+)\Z")
+_OF_A_PORT = re.compile(r"-if\d\d+(-port\d+)?\Z")
+_OURS = re.compile(r"usb-[0-9a-f]{4}:[0-9a-f]{4}-|dir-")
 _BY_SERIAL = re.compile(r"usb-[0-9a-f]{4}:[0-9a-f]{4}-(?!at-|once-)")
 # Serials that vendors burn into every unit: all zeros, 1, 0001, FFFF, and runs such as 12345.
 _ALIKE = re.compile(r"0*1?|f+", re.IGNORECASE)
@@ -71,7 +75,41 @@ def fingerprint(port: Port, unit: Unit = Unit.PORT) -> Fingerprint:
 
 def is_device_id(text: str) -> bool:
     """Whether ``text`` could be one of our IDs."""
-    return len(text) <= ID_LENGTH and ID_FORM.fullmatch(text) is not None
+    return len(text) <= ID_LENGTH and ID_FORM.fullmatch(text) is not None and is_ours(text)
+
+
+def is_ours(text: str) -> bool:
+    """Whether it begins as all our IDs do, and nobody else's."""
+    return _OURS.match(text) is not None
+
+
+def slot_of(device_id: str) -> str:
+    """The slot of the one port that has that ID; empty if it is the ID of a whole USB device."""
+    if device_id.startswith("dir-"):
+        return "if00"
+    of_a_port = _OF_A_PORT.search(device_id)
+    return of_a_port[0][1:] if of_a_port else ""
+
+
+def unit_of(device_id: str) -> Unit:
+    """What a device with that ID is."""
+    return Unit.PORT if slot_of(device_id) else Unit.USB_DEVICE
+
+
+def part_tag(resource: str) -> str:
+    """What a resource adds to the IDs of its parts of devices."""
+    return hashlib.sha256(resource.encode()).hexdigest()[:_DIGEST_LENGTH]
+
+
+def possible_ids(port: Port, resource: str) -> frozenset[str]:
+    """All the IDs that the device of a port may have had in a resource, however configured."""
+    return frozenset(
+        device_id
+        for mode in IdentityMode
+        for unit in Unit
+        for part in (("", part_tag(resource)) if unit is Unit.USB_DEVICE else ("",))
+        for device_id in candidate_ids(port, mode, unit, part)
+    )
 
 
 def is_by_serial(device_id: str) -> bool:
@@ -90,23 +128,31 @@ def is_usable_serial(serial: str) -> bool:
     )
 
 
-def candidate_ids(port: Port, mode: IdentityMode, unit: Unit = Unit.PORT) -> tuple[str, ...]:
+def candidate_ids(
+    port: Port, mode: IdentityMode, unit: Unit = Unit.PORT, part: str = ""
+) -> tuple[str, ...]:
     """The IDs a port may have, best first; each matches ``ID_FORM`` and fits ``ID_LENGTH``.
 
     The last is unique among the ports present at one time, whatever their descriptors claim,
     because it includes the port's name within its source.
+
+    Args:
+        port: A port of the device.
+        mode: What the ID is to be based on.
+        unit: What a device is.
+        part: Tells the parts of a USB device that several resources share; see ``part_tag``.
     """
-    return _candidate_ids(port.usb, port.name, port.origin, port.slot, mode, unit)
+    tail = f"-{port.slot}" if unit is Unit.PORT else part and f"-{part}"
+    return _candidate_ids(port.usb, port.name, port.origin, tail, mode)
 
 
 @lru_cache(maxsize=1024)  # a device that comes back is looked up again
 def _candidate_ids(
-    usb: UsbInterface | None, name: str, origin: str, slot: str, mode: IdentityMode, unit: Unit
+    usb: UsbInterface | None, name: str, origin: str, tail: str, mode: IdentityMode
 ) -> tuple[str, ...]:
     if usb is None:
         return (_compose("dir-", name, "", origin),)
     head = f"usb-{usb.vendor_id}:{usb.product_id}-"
-    tail = "" if unit is Unit.USB_DEVICE else f"-{slot}"
     head_of_place, place = (f"{head}at-", usb.location)
     if not place:  # nothing will tell the device from others when it is plugged in again
         head_of_place, place = (f"{head}once-", usb.arrival)
@@ -115,7 +161,8 @@ def _candidate_ids(
     if _has_serial_identity(usb, mode):
         # A serial must not pass for a location or an arrival.
         serial = re.sub(r"\A(at|once)-", r"\1_", usb.serial)
-        by_serial = _compose(head, serial, tail, "" if serial == usb.serial else usb.serial)
+        is_odd = serial != usb.serial or (not tail and _LIKE_A_PART.search(serial))
+        by_serial = _compose(head, serial, tail, usb.serial if is_odd else "")
         return (by_serial, by_location, last_resort)
     return (by_location, last_resort)
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from usbplugin.discovery import DeviceNumber, Port
+from usbplugin.discovery import Port
+from usbplugin.inventory.grant import Grant, GrantedPort
 from usbplugin.inventory.health import Health
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Device(msgspec.Struct, frozen=True):
     """When ``health`` became what it is; seconds of the inventory's clock."""
     holders: tuple[str, ...] = ()
     """Who holds it, as ``namespace/pod/container``."""
+    held_as: tuple[str, ...] = ()
+    """The listed IDs under which its resource has it granted."""
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -61,27 +64,21 @@ class Change(msgspec.Struct, frozen=True):
     """None if the device is no longer remembered."""
 
 
-class GrantedPort(msgspec.Struct, frozen=True):
-    """What a container was given for one port."""
-
-    number: DeviceNumber | None
-    """None if no container runs with it: one that asked to be started has ended before."""
-    path: str
-    """Path on the host that the kubelet replays whenever the container is restarted."""
-
-
-class DeviceState(msgspec.Struct, frozen=True):
-    """What has to be known of a device after a restart of the plugin."""
+class DeviceState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What has to be known of a device after a restart of the plugin, or of the node."""
 
     id: str
     resource: str
     ports: tuple[Port, ...]
-    granted: dict[str, GrantedPort] = msgspec.field(name="handed_over", default_factory=dict)
-    """By slot. Version 0.1 wrote it under the name that it has on disk still."""
+    grants: tuple[Grant, ...] = ()
     absent_since: float | None = None
     """Seconds of CLOCK_MONOTONIC, which a restart of the plugin does not touch."""
     has_twin: bool = False
     """Whether another device has shown the same descriptors."""
+    boot: str = ""
+    """The boot of which ``absent_since`` is; empty in what version 0.1 wrote."""
+    handed_over: dict[str, GrantedPort] = {}
+    """By slot, what version 0.1 granted; never written any more."""
 
 
 class Update(msgspec.Struct, frozen=True):
@@ -93,12 +90,14 @@ class Update(msgspec.Struct, frozen=True):
     to_save: tuple[DeviceState, ...] = ()
     """What has to be on disk anew."""
 
-
-@dataclass(frozen=True, slots=True)
-class HeldDevice:
-    """Somebody holds a device."""
-
-    resource: str
-    device_id: str
-    holder: str
-    """``namespace/pod/container``."""
+    def then(self, later: Update) -> Update:
+        """This and what followed before anybody was told, as if it had been one."""
+        snapshots = {
+            snapshot.resource: snapshot for snapshot in (*self.snapshots, *later.snapshots)
+        }
+        changes = {change.device.id: change for change in self.changes}
+        for change in later.changes:
+            first = changes.get(change.device.id, change)
+            changes[change.device.id] = Change(change.device, first.before, change.after)
+        states = {state.id: state for state in (*self.to_save, *later.to_save)}
+        return Update(tuple(snapshots.values()), tuple(changes.values()), tuple(states.values()))

@@ -19,8 +19,13 @@ class Health(Enum):
     """A node is present, but is not the device that sysfs says it is."""
     FLAPPING = "flapping"
     """It came and went too often; it is given time to calm down."""
+    CONTESTED = "contested"
+    """A container that was given something else, or gets it on other terms, may open it."""
     DISPLACED = "displaced"
-    """It came back under other numbers while a container runs with those it was given."""
+    """It came back under other numbers than those its running container was given, or nobody
+    knows what that container was given."""
+    RETIRED = "retired"
+    """A container may go on using it; the configuration does not offer it under this ID."""
 
     @property
     def is_usable(self) -> bool:
@@ -28,9 +33,19 @@ class Health(Enum):
         return self is Health.READY
 
     @property
+    def may_start(self) -> bool:
+        """Whether a container that was given the device may perhaps be started now."""
+        return self in _THERE and self is not Health.FLAPPING
+
+    @property
     def is_there(self) -> bool:
         """Whether its nodes can be opened now, by a container that holds it already."""
-        return self in {Health.READY, Health.FLAPPING, Health.DISPLACED}
+        return self in _THERE
+
+
+_THERE = frozenset(
+    {Health.READY, Health.FLAPPING, Health.CONTESTED, Health.DISPLACED, Health.RETIRED}
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,32 +9,24 @@ import math
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from usbplugin.discovery import (
-    AllPorts,
-    DeviceNumber,
-    Fact,
-    Port,
-    PortGone,
-    PortPresent,
-    Readiness,
-)
-from usbplugin.discovery.identity import (
-    candidate_ids,
-    descriptors,
-    fingerprint,
-    is_by_serial,
-    is_device_id,
-)
-from usbplugin.inventory.device import Device, DeviceState, GrantedPort, Snapshot, Update
+from usbplugin.discovery.identity import is_device_id
+from usbplugin.inventory.book import GrantBook
+from usbplugin.inventory.device import Device, DeviceState, Snapshot, Update
+from usbplugin.inventory.grant import Grant, GrantedPort
 from usbplugin.inventory.health import Health, HealthPolicy
+from usbplugin.inventory.presence import Presence
 from usbplugin.inventory.publication import Publication
+from usbplugin.inventory.recognition import Recognition
 from usbplugin.inventory.record import Key, Record
-from usbplugin.inventory.selector import ResourceRule, first_match
+from usbplugin.inventory.shares import device_of
+from usbplugin.inventory.standing import Standings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from usbplugin.inventory.device import HeldDevice
+    from usbplugin.discovery import Fact, Port
+    from usbplugin.inventory.grant import GrantKey, HeldDevice, Holding
+    from usbplugin.inventory.selector import ResourceRule
 
 MOST_ABSENT = 256
 """Unplugged devices remembered at most: a device that invents serials must not fill the memory."""
@@ -51,6 +43,7 @@ class Inventory:
         now: float = 0.0,
         *,
         holders_can_tell: bool = False,
+        boot: str = "",
     ) -> None:
         """Start with what is remembered, all of it away.
 
@@ -61,20 +54,23 @@ class Inventory:
             now: Seconds of the clock that ``apply`` uses.
             holders_can_tell: Whether the kubelet can be asked who holds what: until it answers,
                 what was granted counts as held.
+            boot: Names the present boot: numbers and times of another one mean nothing now.
         """
-        self._rules = tuple(rules)
         self._policy = policy
-        self._ports: dict[Key, Port] = {}
+        self._boot = boot
         self._records: dict[str, Record] = {}
-        self._record_of: dict[Key, Record] = {}
-        self._key_of: dict[DeviceNumber, Key] = {}
-        self._superseded: dict[Key, Key] = {}
-        """Ports whose device was seen under a later name, and that name."""
-        self._asked_at = -math.inf if holders_can_tell else None
+        self._retired: set[str] = set()
+        """Devices that the configuration does not offer, which is nearly always none."""
         self._dirty: set[str] = set()
-        self._published = Publication(rule.name for rule in self._rules)
+        self._recognition = Recognition(rules, self._records, self._soil)
+        self._book = GrantBook(policy.holder_grace, boot, holders_can_tell=holders_can_tell)
+        self._presence = Presence(self._records, self._retired, self._recognition, self._moved)
+        self._standings = Standings(self._records, self._presence, self._book)
+        self._published = Publication(rule.name for rule in rules)
         for state in states:
-            self._restore(state, now)
+            if self._restore(state, now, is_held=bool(state.grants)) is not None:
+                for grant in state.grants:
+                    self._book.take_over(state.id, grant, now)
 
     def snapshot(self, resource: str) -> Snapshot:
         """The latest snapshot of a resource.
@@ -91,12 +87,34 @@ class Inventory:
     @property
     def ports(self) -> Mapping[Key, Port]:
         """All ports that are present, also those that belong to no resource or are settling."""
-        return self._ports
+        return self._presence.ports
 
-    def granted(self, device_id: str) -> Mapping[str, GrantedPort]:
-        """What the container that holds a device was given, by slot; empty if nobody was."""
-        record = self._records.get(device_id)
-        return record.granted if record else {}
+    def holding(self, key: GrantKey) -> Holding | None:
+        """What the container has that was given a listed ID; None if none was, for all we know."""
+        return self._book.find(key)
+
+    def holdings(self, device_id: str) -> tuple[Holding, ...]:
+        """What containers have of a device, for all we know."""
+        return self._book.held(device_id)
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """All devices, those included that are here for their holders alone."""
+        return self._published.devices
+
+    @property
+    def knows_holders(self) -> bool:
+        """Whether the kubelet has said who holds what."""
+        return self._book.asked_at not in (None, -math.inf)
+
+    @property
+    def has_cdi_grants(self) -> bool:
+        """Whether a container was given a CDI name."""
+        return self._book.has_cdi_grants
+
+    def conflict(self, device_id: str) -> str:
+        """Which container that was given another device may open this one; empty if none may."""
+        return "; ".join(self._standings.by_number(self._records[device_id]))
 
     def state(self, device_id: str) -> DeviceState:
         """What is to be remembered of a device that is listed."""
@@ -106,29 +124,34 @@ class Inventory:
         self, rules: Sequence[ResourceRule], policy: HealthPolicy, now: float
     ) -> Inventory:
         """A new inventory with other rules, which knows what this one does but sees no port yet."""
-        successor = Inventory(rules, policy)
-        successor._asked_at = self._asked_at
+        successor = Inventory(rules, policy, boot=self._boot)
+        successor._book.asked_at = self._book.asked_at
         for record in self._records.values():
-            if copy := successor._restore(record.state(), now):
-                copy.holders, copy.departures = record.holders, record.departures
-                copy.held_as, copy.granted_at = record.held_as, record.granted_at
-                copy.health, copy.since = record.health, record.since
-                # If the new rules give it another ID, nothing is left of this one.
-                copy.listed, copy.was_listed = not record.present, record.listed
+            is_held = bool(self._book.held(record.id))
+            copy = successor._restore(self._state(record), now, is_held=is_held)
+            if copy is None:
+                continue
+            successor._book.inherit(self._book, record.id)
+            copy.departures, copy.must_calm_down = record.departures, record.must_calm_down
+            copy.last_move, copy.obstacle = record.last_move, record.obstacle
+            copy.health, copy.since = record.health, record.since
+            # If the new rules give it another ID, nothing is left of this one.
+            copy.listed, copy.was_listed = not record.present, record.listed
         # What is published from now on are the differences.
         successor._dirty |= successor._published.take_over(self._published)
         return successor
 
     def settled_port(self, key: Key) -> Port:
         """A port as its device was last seen with, though udevd may be looking at it again."""
-        record = self._record_of.get(key)
-        return (record and record.port_at(key)) or self._ports[key]
+        return self._presence.settled_port(key)
 
     @property
     def awaits_holders(self) -> bool:
         """Whether the kubelet's next word on who holds what will decide something."""
-        records = self._records.values()
-        return any(record.awaits_holders(self._asked_at, self._policy) for record in records)
+        return any(
+            self._book.awaits_holders(record.id, is_ready=record.health is Health.READY)
+            for record in self._records.values()
+        )
 
     @property
     def deadline(self) -> float | None:
@@ -138,237 +161,204 @@ class Inventory:
 
     def apply(self, facts: Iterable[Fact], now: float) -> Update:
         """Take in a batch of facts, at ``now`` (seconds of any clock that never goes back)."""
-        gone, present = self._reduce(facts)
-        # What has gone is taken out before what has come is taken in: a device that moved would
-        # else be its own twin.
-        for key in gone:
-            self._leave(key, now)
-        for key, port in present.items():
-            before = self._ports.get(key)
-            if before is not None and fingerprint(before) != fingerprint(port):
-                self._leave(key, now)  # another device took the name, and nobody saw this one leave
-        for key, port in present.items():
-            self._arrive(key, port, now)
+        self._presence.apply(facts, now)
         return self._conclude(now)
 
-    def _reduce(self, facts: Iterable[Fact]) -> tuple[set[Key], dict[Key, Port]]:
-        """The ports that left at some time during these facts, and those that are there at the end.
-
-        A port that was replaced is in both.
-        """
-        gone: set[Key] = set()
-        present: dict[Key, Port] = {}
-        for fact in facts:
-            match fact:
-                case PortPresent(source, port):
-                    present[source, port.name] = port
-                case PortGone(source, name):
-                    gone.add((source, name))
-                    present.pop((source, name), None)
-                case AllPorts(source, ports):
-                    listed = {(source, port.name) for port in ports}
-                    missing = {key for key in (*self._ports, *present) if key[0] == source} - listed
-                    gone |= missing
-                    for key in missing & present.keys():
-                        del present[key]
-                    # Who came first keeps a disputed ID, and udevd's times make a restarted plugin
-                    # agree.
-                    for port in sorted(ports, key=lambda port: (port.initialized_usec, port.name)):
-                        present[source, port.name] = port
-        return gone, present
-
-    def grant(self, device_id: str, paths: Mapping[str, str], now: float) -> Update:
-        """A container gets the device, or gets it anew, under its present numbers.
+    def grant(
+        self,
+        device_id: str,
+        paths: Mapping[str, str],
+        now: float,
+        listed_ids: Sequence[str] = (),
+    ) -> Update:
+        """A container gets the device under its present numbers.
 
         Args:
             device_id: Of a device that is present.
-            paths: By slot, the path on the host that the container is given.
+            paths: By slot, the path on the host that the container is given; empty by CDI.
             now: As for ``apply``.
+            listed_ids: The IDs that the kubelet knows, if they are not the device's own.
         """
         record = self._records[device_id]
-        record.granted = {
-            slot: GrantedPort(record.ports[slot].number, path) for slot, path in paths.items()
-        }
-        record.granted_at = now
-        self._dirty.add(device_id)
+        ports = {slot: GrantedPort(record.ports[slot].number, path) for slot, path in paths.items()}
+        for listed_id in listed_ids or (device_id,):
+            self._book.grant(device_id, Grant(record.rule.name, listed_id, ports), now)
         return self._conclude(now)
 
-    def container_ended(self, device_id: str, now: float) -> Update:
-        """The container that has the device does not run, and so has none of its old numbers open.
+    def learn(self, grants: Iterable[Grant], now: float) -> Update:
+        """The kubelet's own books say what containers were given: that counts.
+
+        Args:
+            grants: Of any device; their numbers count only where we knew of none.
+            now: As for ``apply``.
+        """
+        for grant in grants:
+            if (record := self._record_of_listed(*grant.key)) is not None:
+                self._book.learn(record.id, grant, now)
+        return self._conclude(now)
+
+    def started(self, keys: Iterable[GrantKey], now: float) -> Update:
+        """The container that has these starts anew, and gets the present numbers."""
+        for key in keys:
+            if holding := self._book.find(key):
+                ports = self._records[holding.device_id].ports
+                self._book.started(key, {slot: port.number for slot, port in ports.items()})
+        return self._conclude(now)
+
+    def ended(self, keys: Iterable[GrantKey], now: float) -> Update:
+        """The container that has these does not run, and so has none of its old numbers open.
 
         What it was given is kept: it will be given the same when it starts.
         """
-        record = self._records.get(device_id)
-        if record is None:
-            return Update()
-        record.granted = {
-            slot: GrantedPort(None, given.path) for slot, given in record.granted.items()
-        }
-        self._dirty.add(device_id)
+        for key in keys:
+            self._book.ended(key)
         return self._conclude(now)
 
     def hold(self, held: Iterable[HeldDevice], asked_at: float, now: float) -> Update:
         """These are all who hold a device, by the kubelet's word; it was asked at ``asked_at``."""
-        self._asked_at = asked_at
-        holders: dict[str, set[str]] = defaultdict(set)
-        held_as: dict[str, set[str]] = defaultdict(set)
-        by_name = {rule.name: rule for rule in self._rules}
+        names: dict[GrantKey, set[str]] = defaultdict(set)
+        device_of: dict[GrantKey, str] = {}
         for one in held:
-            if one.device_id not in self._records:
-                rule = by_name.get(one.resource)
-                if rule is None or not is_device_id(one.device_id):
-                    continue  # another plugin's: ours have no such names
-                # Nothing else is known of it, but the kubelet reports an unlisted one as healthy.
-                self._records[one.device_id] = Record(one.device_id, rule, listed=True)
-            holders[one.device_id].add(one.holder)
-            held_as[one.device_id].add(one.resource)
-        for record in self._records.values():
-            found = tuple(sorted(holders.get(record.id, ()))), frozenset(held_as.get(record.id, ()))
-            if found != (record.holders, record.held_as):
-                record.holders, record.held_as = found
-                self._dirty.add(record.id)
-            if record.granted and not record.is_held(asked_at, self._policy):
-                record.granted = {}
-                self._dirty.add(record.id)
+            record = self._record_of_listed(*one.key)
+            if record is not None:  # else another plugin's: ours have no such names
+                names[one.key].add(one.holder)
+                device_of[one.key] = record.id
+        self._book.hear(names, device_of.__getitem__, asked_at)
         return self._conclude(now)
 
-    def _arrive(self, key: Key, port: Port, now: float) -> None:
-        before = self._ports.get(key)
-        if before == port and (
-            key in self._record_of or self._superseded.get(key) in self._record_of
-        ):
-            return
-        self._ports[key] = port
-        record = self._record_of.get(key)
-        if port.readiness is Readiness.SETTLING:
-            return  # not yet; and a known one is no less usable while udevd looks at it again
-        if record is None:
-            record = self._recognise(key, port, now)
-            if record is None:
-                return
-            self._record_of[key] = record
-        elif before is not None:
-            self._release(before.number, key)
-        self._key_of[port.number] = key
-        record.arrive(key, port, now)
-        self._dirty.add(record.id)
+    def obstruct(self, obstacles: Mapping[str, str], now: float) -> Update:
+        """What containers need of these devices could not be written; empty: it could."""
+        for device_id, obstacle in obstacles.items():
+            record = self._records.get(device_id)
+            if record is not None and record.obstacle != obstacle:
+                record.obstacle = obstacle
+                self._dirty.add(device_id)
+        return self._conclude(now)
 
-    def _leave(self, key: Key, now: float) -> None:
-        self._lose(key, now)
-        self._ports.pop(key, None)
-        self._superseded.pop(key, None)
+    def _moved(self, record: Record, arrived: Port | None) -> None:
+        self._soil(record)
+        if arrived is not None and not record.rule.checks_starts:
+            self._book.may_start_with(record.id, arrived.slot, arrived.number)
 
-    def _lose(self, key: Key, now: float) -> None:
-        """No device is behind that port any longer."""
-        record = self._record_of.pop(key, None)
-        if record is not None:
-            slot = self._ports[key].slot
-            record.leave(slot, now)
-            self._release(record.ports[slot].number, key)
-            self._dirty.add(record.id)
-
-    def _release(self, number: DeviceNumber, key: Key) -> None:
-        if self._key_of.get(number) == key:
-            del self._key_of[number]
-
-    def _recognise(self, key: Key, port: Port, now: float) -> Record | None:
-        """The record of the device behind ``port``: one that is there, was away, or is new."""
-        rule = first_match(self._rules, port)
-        elsewhere = self._key_of.get(port.number)
-        if rule is None or (elsewhere is not None and elsewhere[0] != key[0]):
-            return None  # nobody's, or another source has this very character device
-        device_id = self._identify(key, port, rule, now)
-        record = self._records.get(device_id)
-        if record is None:
-            record = self._records[device_id] = Record(device_id, rule)
-        record.rule = rule
-        return record
-
-    def _identify(self, key: Key, port: Port, rule: ResourceRule, now: float) -> str:
-        candidates = candidate_ids(port, rule.identity, rule.unit)
-        known = [self._records[name] for name in candidates if name in self._records]
-        whole = fingerprint(port, rule.unit)
-        for record in known:
-            # Another port of a device that is here, or a device back where it was: certainly it.
-            if record.fingerprint() == whole:
-                seen_as = record.present.get(port.slot)
-                if seen_as is None:
-                    return record.id
-                if seen_as[0] == key[0]:
-                    # A place holds one device: it is here under a new name, and the loss of the
-                    # old one is still to be heard of.
-                    self._lose(seen_as, now)
-                    self._superseded[seen_as] = key
-                    return record.id
-        for candidate in candidates[:-1]:
-            holder = self._records.get(candidate)
-            if holder is None or not self._is_anothers(holder, port):
-                return candidate
-        return candidates[-1]
-
-    def _is_anothers(self, record: Record, port: Port) -> bool:
-        """Whether a known device is certainly, or perhaps, another one than the one of ``port``."""
-        if not record.present:
-            if not is_by_serial(record.id):
-                return False  # whatever is plugged in there now
-            is_the_same = not record.ports or descriptors(port, record.rule.unit) in record.claims()
-            return not is_the_same or record.has_twin or self._has_twin(record)
-        if descriptors(port, record.rule.unit) in record.claims():
-            record.has_twin = True  # not to be forgotten, even if the other one is
-            self._dirty.add(record.id)
-        return True
-
-    def _has_twin(self, record: Record) -> bool:
-        """Whether its serial is known from another device too, and so tells nobody from anybody."""
-        others = (other for other in self._records.values() if other is not record)
-        return not {claim for other in others for claim in other.claims()}.isdisjoint(
-            record.claims()
-        )
-
-    def _restore(self, state: DeviceState, now: float) -> Record | None:
-        """Know a device again; None if it belongs to no resource any longer."""
-        matches = (rule for port in state.ports if (rule := first_match(self._rules, port)))
-        same = (rule for rule in self._rules if rule.name == state.resource)
-        rule = next(same, None) or next(matches, None)
-        if rule is None:
+    def _restore(self, state: DeviceState, now: float, *, is_held: bool) -> Record | None:
+        """Know a device again; None if nobody offers it any longer, and nobody holds it."""
+        rule, is_offered = self._recognition.terms(state.id, state.resource, state.ports)
+        if not is_offered and not is_held:
             return None
+        is_of_this_boot = state.boot in ("", self._boot)
+        absent_since = state.absent_since if is_of_this_boot else None
         record = Record(
             state.id,
             rule,
             ports={port.slot: port for port in state.ports},
-            granted=dict(state.granted),
+            is_offered=is_offered,
             has_twin=state.has_twin,
             listed=True,
-            # Held until the kubelet's first word, which counts at once.
-            granted_at=now - self._policy.holder_grace if state.granted else -math.inf,
             health=Health.UNPLUGGED,
-            since=now if state.absent_since is None else min(state.absent_since, now),
+            since=now if absent_since is None else min(absent_since, now),
         )
-        self._records[state.id] = record
+        self._add(record)
         self._published.restore(state)
-        self._dirty.add(state.id)
         return record
 
+    def _add(self, record: Record) -> None:
+        self._records[record.id] = record
+        if not record.is_offered:
+            self._retired.add(record.id)
+        self._dirty.add(record.id)
+
+    def _record_of_listed(self, resource: str, listed_id: str) -> Record | None:
+        """The device that the kubelet means; None if it is none of ours.
+
+        One that nothing else is known of is taken in: the kubelet reports an unlisted device as
+        healthy, and nobody else may get it.
+        """
+        if known := self._book.find((resource, listed_id)):
+            return self._records[known.device_id]
+        rule = self._recognition.rule_named(resource)
+        meant = [device_of(listed_id, rule.shares)] if rule else []
+        for device_id in (*meant, listed_id, device_of(listed_id)):
+            if device_id in self._records:
+                return self._records[device_id]
+        device_id = (*meant, listed_id)[0]
+        if not is_device_id(device_id):
+            return None
+        rule, is_offered = self._recognition.terms(device_id, resource, ())
+        record = Record(device_id, rule, is_offered=is_offered, listed=True)
+        self._add(record)
+        if not record.is_offered:
+            self._presence.find_ports_of(record)
+        return record
+
+    def _soil(self, record: Record) -> None:
+        self._dirty.add(record.id)
+
+    def _heed_book(self) -> None:
+        """Who holds what has changed, which other devices may have waited for."""
+        device_ids, numbers = self._book.changes()
+        waiting = set(map(self._presence.with_number, numbers))
+        for device_id in device_ids & self._records.keys():
+            self._dirty.add(device_id)
+            if device_id in self._retired:
+                keys = self._records[device_id].present.values()
+                waiting |= set(map(self._presence.offered_at.get, keys))
+        self._dirty |= {record.id for record in waiting if record is not None}
+
+    def _state(self, record: Record) -> DeviceState:
+        return DeviceState(
+            id=record.id,
+            resource=record.rule.name,
+            ports=record.in_order(),
+            grants=self._book.grants(record.id),
+            absent_since=None if record.present else record.since,
+            has_twin=record.has_twin,
+            boot=self._boot,
+        )
+
+    def _describe(self, device_id: str) -> tuple[Device, DeviceState] | None:
+        record = self._records.get(device_id)
+        if record is None or record.health is None:
+            return None
+        record.listed = True
+        device = Device(
+            id=record.id,
+            resource=record.rule.name,
+            health=record.health,
+            reason=record.reason,
+            ports=record.in_order(),
+            since=record.since,
+            holders=self._book.holders(device_id),
+            held_as=tuple(
+                sorted(h.key[1] for h in self._book.held(device_id) if h.key[0] == record.rule.name)
+            ),
+        )
+        return device, self._state(record)
+
     def _conclude(self, now: float) -> Update:
+        self._heed_book()
         due = (r.id for r in self._records.values() if r.wake is not None and r.wake <= now)
         self._dirty.update(due)
         for device_id in self._dirty & self._records.keys():
-            self._records[device_id].assess(self._asked_at, self._policy, now)
+            record = self._records[device_id]
+            held = self._book.held(device_id)
+            record.assess(self._policy, now, held, self._standings.of(record))
         self._forget(now)
-        update = self._published.publish(self._dirty, self._records)
+        update = self._published.publish(self._dirty, self._describe)
         self._dirty.clear()
         return update
 
     def _forget(self, now: float) -> None:
-        away = [record for record in self._records.values() if not record.present]
+        away = [r for r in self._records.values() if not r.present or not r.is_offered]
         excess = len(away) - MOST_ABSENT
         if excess > 0:
             away.sort(key=lambda record: record.since)
         for position, record in enumerate(away):
-            if record.is_held(self._asked_at, self._policy):
+            if self._book.held(record.id):
                 continue
             # Gone within the batch it came in, or known from nothing but a holder who has gone.
-            is_nothing = not record.listed or not record.ports
+            is_nothing = not record.listed or not record.ports or not record.is_offered
             if position < excess or is_nothing or record.since + self._policy.retention <= now:
+                self._book.forget(record.id)
                 del self._records[record.id]
+                self._retired.discard(record.id)
                 self._dirty.add(record.id)

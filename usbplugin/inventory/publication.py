@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 from usbplugin.inventory.device import Change, Device, DeviceState, Snapshot, Update
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from usbplugin.inventory.record import Record
+    from collections.abc import Callable, Iterable
 
 
 class Publication:
@@ -51,23 +49,29 @@ class Publication:
         }
         return frozenset(self._devices)
 
-    def publish(self, changed: Iterable[str], records: Mapping[str, Record]) -> Update:
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """All devices, those included that no resource offers any longer."""
+        return tuple(self._devices.values())
+
+    def publish(
+        self,
+        changed: Iterable[str],
+        describe: Callable[[str], tuple[Device, DeviceState] | None],
+    ) -> Update:
         """Tell of devices that may have changed.
 
         Args:
             changed: Their IDs, those of forgotten ones included.
-            records: All that is known now.
+            describe: A device as it is now, and its state; None if it is not to be listed.
         """
         changes, to_save = [], []
         touched: set[str] = set()
         for device_id in sorted(changed):
-            record = records.get(device_id)
             before = self._devices.get(device_id)
             after = None
-            if record is not None and record.health is not None:
-                record.listed = True
-                after = record.device(record.health)
-                state = record.state()
+            if described := describe(device_id):
+                after, state = described
                 if self._states.get(device_id) != state:
                     self._states[device_id] = state
                     to_save.append(state)

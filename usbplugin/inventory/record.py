@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from usbplugin.discovery.identity import Fingerprint, Unit, descriptors, fingerprint
-from usbplugin.inventory.device import Device, DeviceState, GrantedPort
 from usbplugin.inventory.health import Health, HealthPolicy
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from usbplugin.discovery import Port
+    from usbplugin.inventory.grant import Holding
     from usbplugin.inventory.selector import ResourceRule
 
 Key = tuple[str, str]
@@ -20,7 +22,17 @@ Key = tuple[str, str]
 _LONG_AGO = float("-inf")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a device stands with others and their containers, in words for people."""
+
+    contest: str = ""
+    """Which container, given something else or on other terms, may open it; empty if none may."""
+    retirement: str = ""
+    """What becomes of a device that is not offered any longer."""
+
+
+@dataclass(slots=True, eq=False)
 class Record:
     """One device."""
 
@@ -30,17 +42,19 @@ class Record:
     """By slot, as last seen: all the ports that the device is known to have."""
     present: dict[str, Key] = field(default_factory=dict)
     """By slot: the ports that are there now."""
-    granted: dict[str, GrantedPort] = field(default_factory=dict)
-    """By slot: what the container that holds the device was given."""
-    granted_at: float = _LONG_AGO
-    holders: tuple[str, ...] = ()
-    held_as: frozenset[str] = frozenset()
-    """The resources of which the kubelet counts it as allocated; a reload may have moved it."""
+    is_offered: bool = True
+    """Whether the configuration offers it under this ID; if not, it is here for its holders."""
     has_twin: bool = False
     """Whether another device has shown the same descriptors, be it known or forgotten by now."""
     departures: deque[float] = field(default_factory=lambda: deque(maxlen=64))
+    must_calm_down: bool = False
+    """Whether it has flapped, and not been quiet since."""
+    obstacle: str = ""
+    """What its containers need and could not be written to disk, and why."""
     last_move: float = _LONG_AGO
     """When a port last came or went."""
+    pause: float = 0.0
+    """Seconds from the move before until then."""
     listed: bool = False
     """Whether the kubelet was ever told of it, in this life of the plugin or an earlier one."""
     was_listed: bool = False
@@ -55,49 +69,41 @@ class Record:
     def arrive(self, key: Key, port: Port, now: float) -> None:
         """A port is there, or has new attributes."""
         if self.present.get(port.slot) != key:
-            self.last_move = now
+            self._move(now)
         self.present[port.slot] = key
         self.ports[port.slot] = port
 
     def leave(self, slot: str, now: float) -> None:
         """A port is gone."""
         del self.present[slot]
-        self.last_move = now
+        self._move(now)
         if not self.present:
             self.departures.append(now)
 
-    def is_held(self, asked_at: float | None, policy: HealthPolicy) -> bool:
-        """Whether a container has it, for all we know.
+    def _move(self, now: float) -> None:
+        self.pause, self.last_move = now - self.last_move, now
+
+    def assess(
+        self, policy: HealthPolicy, now: float, holdings: Collection[Holding], standing: Standing
+    ) -> None:
+        """Decide on ``health``, ``reason``, ``since`` and ``wake``.
 
         Args:
-            asked_at: When the kubelet was last asked who holds what; None if it cannot be.
-            policy: Says how soon after Allocate the kubelet's answer counts.
+            policy: How long things are waited for.
+            now: The present moment.
+            holdings: What containers have of it, for all we know.
+            standing: How it stands with other devices and their containers.
         """
-        return bool(self.holders) or self._was_just_granted(asked_at, policy)
-
-    def awaits_holders(self, asked_at: float | None, policy: HealthPolicy) -> bool:
-        """Whether the kubelet's next word on who holds it will decide something, or show it."""
-        if self.holders:
-            # One more holder may have come since.
-            is_settled = self.health is Health.READY
-            return not is_settled or self._was_just_granted(asked_at, policy)
-        return bool(self.granted)
-
-    def _was_just_granted(self, asked_at: float | None, policy: HealthPolicy) -> bool:
-        """Whether the kubelet's last word on its holders came too early to count."""
-        return asked_at is not None and self.granted_at + policy.holder_grace > asked_at
-
-    def assess(self, asked_at: float | None, policy: HealthPolicy, now: float) -> None:
-        """Set health, reason, and when to look again."""
         self.wake = None
-        health, reason = self._judge(policy, now, held=self.is_held(asked_at, policy))
+        health, reason = self._judge(policy, now, holdings, standing)
         if health is not self.health:
             self.since = now
         self.health, self.reason = health, reason
 
-    def _judge(  # noqa: PLR0911 -- the states, worst first
-        self, policy: HealthPolicy, now: float, *, held: bool
+    def _judge(
+        self, policy: HealthPolicy, now: float, holdings: Collection[Holding], standing: Standing
     ) -> tuple[Health | None, str]:
+        held = bool(holdings)
         if not self.present:
             if not held:
                 away = self.since if self.health is Health.UNPLUGGED else now
@@ -120,16 +126,27 @@ class Record:
         ):
             self.wake = complete_at
             return None, ""
+        return self._judge_present(policy, now, holdings, standing)
+
+    def _judge_present(  # noqa: PLR0911 -- the states, worst first
+        self, policy: HealthPolicy, now: float, holdings: Collection[Holding], standing: Standing
+    ) -> tuple[Health, str]:
         if faults := [port.fault for port in self.ports.values() if port.fault]:
             return Health.BROKEN, "; ".join(faults)
+        if self.obstacle:
+            return Health.BROKEN, self.obstacle
         if self._is_flapping(policy, now):
             self.wake = self.last_move + policy.flap_quiet
             return Health.FLAPPING, (
                 f"was unplugged {len(self.departures)} times; usable after"
                 f" {policy.flap_quiet:g} s of quiet"
             )
-        if held and (moved := self._displacement()):
+        if standing.contest:
+            return Health.CONTESTED, standing.contest
+        if moved := self._displacement(holdings):
             return Health.DISPLACED, moved
+        if not self.is_offered:
+            return Health.RETIRED, standing.retirement
         return Health.READY, ""
 
     def _absence(self) -> str:
@@ -139,35 +156,37 @@ class Record:
         return f"{nodes} {'is' if len(self.ports) == 1 else 'are'} gone"
 
     def _is_flapping(self, policy: HealthPolicy, now: float) -> bool:
-        often = (
+        if (
             len(self.departures) >= policy.flaps
             # The oldest of the last so many.
             and self.departures[-policy.flaps] > now - policy.flap_window
-        )
-        if not often and self.health is not Health.FLAPPING:
-            return False
-        if now < self.last_move + policy.flap_quiet:
-            return True
-        self.departures.clear()
-        return False
+        ):
+            self.must_calm_down = True
+        if self.must_calm_down and max(now - self.last_move, self.pause) >= policy.flap_quiet:
+            self.must_calm_down = False
+            self.departures.clear()
+        return self.must_calm_down
 
-    def _displacement(self) -> str:
+    def _displacement(self, holdings: Collection[Holding]) -> str:
         """Why whoever holds it has not what is offered here; empty if there is no reason."""
-        if foreign := self.held_as - {self.rule.name}:
+        if unknown := [holding.who for holding in holdings if holding.grant is None]:
             return (
-                f"{', '.join(self.holders)} holds it as {', '.join(sorted(foreign))}, which no"
-                " longer selects it: delete the pod"
+                f"{', '.join(unknown)} holds it, but nobody knows what the container was given:"
+                " delete the pod"
             )
         if not self.rule.checks_starts:
             return ""
-        moved = [
-            f"{port.node} is {port.number} now, its container has {given.number}"
-            for slot, given in self.granted.items()
+        moved = {
+            f"{port.node} is {port.number} now, its container has {given.number}": None
+            for holding in holdings
+            if holding.grant is not None
+            for slot, given in holding.grant.ports.items()
             if (port := self.ports.get(slot)) and given.number not in (None, port.number)
-        ]
+        }
         return f"{'; '.join(moved)}: restart the container" if moved else ""
 
-    def _in_order(self) -> tuple[Port, ...]:
+    def in_order(self) -> tuple[Port, ...]:
+        """Its ports as last seen, in interface order."""
         return tuple(sorted(self.ports.values(), key=lambda port: port.position))
 
     def port_at(self, key: Key) -> Port | None:
@@ -183,26 +202,3 @@ class Record:
     def claims(self) -> list[Fingerprint]:
         """What its ports have said of themselves."""
         return [descriptors(port, self.rule.unit) for port in self.ports.values()]
-
-    def device(self, health: Health) -> Device:
-        """What is published of it."""
-        return Device(
-            id=self.id,
-            resource=self.rule.name,
-            health=health,
-            reason=self.reason,
-            ports=self._in_order(),
-            since=self.since,
-            holders=self.holders,
-        )
-
-    def state(self) -> DeviceState:
-        """What has to be known of it after a restart of the plugin."""
-        return DeviceState(
-            id=self.id,
-            resource=self.rule.name,
-            ports=self._in_order(),
-            granted=dict(self.granted),
-            absent_since=None if self.present else self.since,
-            has_twin=self.has_twin,
-        )

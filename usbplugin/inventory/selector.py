@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from usbplugin.discovery import IdentityMode, Unit
+from usbplugin.discovery.identity import part_tag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,6 +41,11 @@ class Selector(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="
     """Host controller and port chain, e.g. ``0000:00:14.0-1.2``."""
     node: Annotated[str, Meta(examples=["/dev/ttyACM*"])] | None = None
     """Device node, e.g. ``/dev/ttyACM*``."""
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether it may match some of a device's ports and not others."""
+        return any(getattr(self, key) is not None for key in ("driver", "interface", "node"))
 
     @property
     def is_empty(self) -> bool:
@@ -85,10 +91,27 @@ class ResourceRule(msgspec.Struct, frozen=True):
     unit: Unit = Unit.PORT
     checks_starts: bool = True
     """Whether each start of a container is checked, so that a displaced device can be cleared."""
+    shares: int = 1
+    """How many containers may have a device at once."""
 
     def matches(self, port: Port) -> bool:
         """Whether one of the selectors matches."""
         return not self.selectors or any(selector.matches(port) for selector in self.selectors)
+
+
+def part_of(rule: ResourceRule, rules: Sequence[ResourceRule]) -> str:
+    """What tells a device of ``rule`` from the rest of the same USB device, which another has.
+
+    Returns:
+        A digest of the resource's name where ``rule`` may split a USB device that a second resource
+        of such devices selects too: each then has a device of its own, whichever port comes first.
+        Else the empty string.
+    """
+    wholes = [other for other in rules if other.unit is Unit.USB_DEVICE]
+    splits = any(selector.is_partial for selector in rule.selectors)
+    if rule.unit is not Unit.USB_DEVICE or len(wholes) == 1 or not splits:
+        return ""
+    return part_tag(rule.name)
 
 
 def first_match(rules: Sequence[ResourceRule], port: Port) -> ResourceRule | None:

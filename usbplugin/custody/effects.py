@@ -1,0 +1,178 @@
+"""What hangs on the inventory outside of the process: links, CDI specs and states on disk.
+
+What cannot be done is kept as an obstacle of its device, and tried again when somebody asks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from usbplugin.inventory import Health
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from usbplugin.custody.cdi import CdiDirectory
+    from usbplugin.custody.links import LinkDirectory
+    from usbplugin.custody.offer import Offer
+    from usbplugin.custody.saving import Saving
+    from usbplugin.inventory import Device, DeviceState, Holding, Inventory, Update
+
+
+class Effects:
+    """Makes links, specs and states true of one inventory."""
+
+    def __init__(
+        self,
+        inventory: Inventory,
+        offers: Iterable[Offer],
+        links: LinkDirectory,
+        cdi: CdiDirectory,
+        saving: Saving,
+    ) -> None:
+        """Write through ``links``, ``cdi`` and ``saving``; ``rebase`` tells of other truths."""
+        self.obstacles: dict[str, str] = {}
+        """By device, what its containers need and could not be written, and why."""
+        self._links = links
+        self._cdi = cdi
+        self._saving = saving
+        self.rebase(inventory, offers)
+
+    def rebase(self, inventory: Inventory, offers: Iterable[Offer]) -> None:
+        """From now on, this inventory is the truth, and these are the terms."""
+        self._inventory = inventory
+        self._offers = {offer.resource: offer for offer in offers}
+
+    def do(self, update: Update) -> dict[str, str]:
+        """Do what has to be done before anybody hears of these changes.
+
+        Returns:
+            By device, the obstacles that are new, and an empty text for each that is gone.
+        """
+        found: dict[str, str] = {}
+        resources = {snapshot.resource for snapshot in update.snapshots}
+        for change in update.changes:
+            device = change.device
+            resources.add(device.resource)
+            if change.after is None:
+                self._forget(device.id)
+            elif device.reason != self.obstacles.get(device.id):
+                found[device.id] = self._links.update(device)
+            # Else nothing was written of it, and that is why it is as it is.
+        if self._saving.add(update.to_save):
+            self._saving.save()
+        for device_id, obstacle in found.items():
+            found[device_id] = obstacle or self._saving.problems.get(device_id, "")
+        for offer in self._offers.values():
+            # What is kept only for who holds it may be of any resource by now.
+            if offer.resource in resources or not offer.cdi:
+                self._write_spec(offer, found)
+        return self._noted(found)
+
+    def save(self) -> dict[str, str]:
+        """Write the states that are not on disk; returns obstacles as ``do`` does."""
+        self._saving.save()
+        problems = self._saving.problems.items()
+        return self._noted({name: text for name, text in problems if name not in self.obstacles})
+
+    def restore(self, state: DeviceState) -> None:
+        """Write a listed device's state with the next ones, if somebody has deleted it."""
+        self._saving.restore(state)
+
+    def is_disturbed(self) -> bool:
+        """Whether somebody may have deleted what was written, or something could not be."""
+        return bool(self.obstacles) or self._links.is_disturbed()
+
+    def mend(self) -> dict[str, str]:
+        """Make again what somebody has deleted, or what could not be made.
+
+        Returns:
+            The devices that nothing stands in the way of any longer, each with an empty text.
+        """
+        for device in self._inventory.devices:
+            self._saving.restore(self._inventory.state(device.id))
+            if device.id not in self.obstacles:
+                self._links.update(device)
+        self._saving.save()
+        self.write_specs()
+        hindered = (
+            msgspec.structs.replace(device, health=Health.READY)
+            for device in self._inventory.devices
+            if device.health is Health.BROKEN and device.id in self.obstacles
+        )
+        return self._noted({device.id: "" for device in hindered if self._can_be_offered(device)})
+
+    def write_specs(self) -> None:
+        """Write all specs that have to be there."""
+        for offer in self._offers.values():
+            self._write_spec(offer, {})
+
+    def clean_up(self) -> None:
+        """Remove what earlier runs left of devices and resources that are not known any longer."""
+        self._links.keep_only({device.id for device in self._inventory.devices})
+        self.write_specs()
+        self._cdi.keep_only([name for name in self._offers if self._cdi.has(name)])
+
+    def remove_spec(self, resource: str) -> None:
+        """Nobody needs a resource's spec, or nobody would keep it true."""
+        if self._cdi.has(resource):
+            self._cdi.remove(resource)
+
+    def host_path(self, device: Device, slot: str) -> str:
+        """Where on the host the port in that slot is found."""
+        return self._links.host_path(device.id, slot)
+
+    def problem_of_links(self, device: Device) -> str:
+        """Why a device's links do not lead to it, whatever happened to them meanwhile."""
+        return self._links.update(device)
+
+    def is_in_spec(self, holding: Holding, device: Device) -> bool:
+        """Whether the spec by which a container was given a device leads to it. May hang."""
+        offer = self._offers.get(holding.key[0])
+        return offer is not None and self._cdi.is_kept(device, offer)
+
+    def _can_be_offered(self, device: Device) -> bool:
+        if self._saving.problems.get(device.id) or self._links.update(device):
+            return False
+        offer = self._offers.get(device.resource)
+        if offer is None or not self._is_by_cdi(device, offer):
+            return True
+        others = (other for other in self._by_cdi(offer) if other.id != device.id)
+        self._cdi.write([*others, device], offer)
+        return not self._cdi.problem(device, offer)
+
+    def _write_spec(self, offer: Offer, found: dict[str, str]) -> None:
+        """Make a resource's spec true, also after a reload that ended CDI while it was needed."""
+        if not (offer.cdi or self._inventory.has_cdi_grants or self._cdi.has(offer.resource)):
+            return
+        devices = self._by_cdi(offer)
+        self._cdi.write(devices, offer)
+        for device in devices:
+            if device.health.is_there and not found.get(device.id):
+                found[device.id] = self._cdi.problem(device, offer)
+
+    def _by_cdi(self, offer: Offer) -> list[Device]:
+        """The devices that a resource's spec has to name."""
+        return [device for device in self._inventory.devices if self._is_by_cdi(device, offer)]
+
+    def _is_by_cdi(self, device: Device, offer: Offer) -> bool:
+        if device.resource == offer.resource and offer.cdi:
+            return True
+        return any(
+            holding.key[0] == offer.resource and holding.grant is not None and holding.grant.is_cdi
+            for holding in self._inventory.holdings(device.id)
+        )
+
+    def _forget(self, device_id: str) -> None:
+        self.obstacles.pop(device_id, None)
+        self._saving.drop(device_id)
+        self._links.forget(device_id)
+
+    def _noted(self, found: Mapping[str, str]) -> dict[str, str]:
+        news = {name: text for name, text in found.items() if text != self.obstacles.get(name, "")}
+        self.obstacles |= news
+        for device_id in [name for name, text in news.items() if not text]:
+            del self.obstacles[device_id]
+        return news

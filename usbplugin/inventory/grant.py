@@ -1,0 +1,97 @@
+"""What a container was given, and what the kubelet says of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from usbplugin.discovery import DeviceNumber
+
+GrantKey = tuple[str, str]
+"""Resource and listed ID: the kubelet gives each of these to one container at a time."""
+
+
+class GrantedPort(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a container was given for one port."""
+
+    number: DeviceNumber | None
+    """None if no container runs with it: one that asked to be started has ended before."""
+    path: str
+    """Path on the host that the kubelet replays whenever the container is restarted; empty if it
+    replays a CDI name."""
+    also: tuple[DeviceNumber, ...] = ()
+    """Numbers it may have as well: where starts are not checked, nobody tells of them."""
+
+    @property
+    def numbers(self) -> tuple[DeviceNumber, ...]:
+        """All the numbers with which a container may be running."""
+        return self.also if self.number is None else (self.number, *self.also)
+
+
+class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one container was given of one device."""
+
+    resource: str
+    listed_id: str
+    """The ID that the kubelet knows: the device's own, or that of one of its shares."""
+    ports: dict[str, GrantedPort]
+    """By slot."""
+    boot: str = ""
+    """The boot of which the numbers are; empty in what version 0.1 wrote, which did not outlive
+    one, and knew of no shares."""
+
+    @property
+    def key(self) -> GrantKey:
+        """What tells it from all others."""
+        return self.resource, self.listed_id
+
+    @property
+    def numbers(self) -> frozenset[DeviceNumber]:
+        """All the numbers with which its container may be running."""
+        return frozenset(n for port in self.ports.values() for n in port.numbers)
+
+    @property
+    def is_cdi(self) -> bool:
+        """Whether the kubelet replays a CDI name."""
+        return any(not port.path for port in self.ports.values())
+
+    def stopped(self) -> Grant:
+        """The same, of a container that does not run."""
+        ports = {slot: GrantedPort(None, port.path) for slot, port in self.ports.items()}
+        return msgspec.structs.replace(self, ports=ports)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldDevice:
+    """Somebody holds a device, by the kubelet's word."""
+
+    resource: str
+    device_id: str
+    """As it was listed: perhaps of a share."""
+    holder: str
+    """``namespace/pod/container``."""
+
+    @property
+    def key(self) -> GrantKey:
+        """Which grant it is about."""
+        return self.resource, self.device_id
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A grant, and who has it."""
+
+    device_id: str
+    key: GrantKey
+    grant: Grant | None
+    """None if nobody knows what the container was given."""
+    holders: tuple[str, ...] = ()
+    """Empty as long as the kubelet has not named any."""
+    granted_at: float = float("-inf")
+    """When it was granted; seconds of the inventory's clock."""
+
+    @property
+    def who(self) -> str:
+        """Its holders, for people."""
+        return ", ".join(self.holders) or "a pod that the kubelet has not named yet"

@@ -1,0 +1,173 @@
+"""Which ports are there, and of which devices they are. Pure, and mutable."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from usbplugin.discovery import AllPorts, DeviceNumber, Fact, Port, PortGone, PortPresent, Readiness
+from usbplugin.discovery.identity import fingerprint
+from usbplugin.inventory.record import Key, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+    from usbplugin.inventory.recognition import Recognition
+
+
+class Presence:
+    """Takes ports in and out, and keeps each with the devices that it is of."""
+
+    def __init__(
+        self,
+        records: dict[str, Record],
+        retired: set[str],
+        recognition: Recognition,
+        on_move: Callable[[Record, Port | None], None],
+    ) -> None:
+        """Begin with no port.
+
+        Args:
+            records: All known devices by their IDs; a new one is added.
+            retired: The IDs of those that are not offered; one that is offered again is taken out.
+            recognition: Tells which device is behind a port.
+            on_move: Told of each device of which a port has come, or gone (None).
+        """
+        self.ports: dict[Key, Port] = {}
+        """All ports that are there."""
+        self.offered_at: dict[Key, Record] = {}
+        """The device that is offered, by each of its ports."""
+        self._records = records
+        self._retired = retired
+        self._recognition = recognition
+        self._on_move = on_move
+        self._key_of: dict[DeviceNumber, Key] = {}
+        self._superseded: dict[Key, Key] = {}
+        """Ports whose device was seen under a later name, and that name."""
+
+    def apply(self, facts: Iterable[Fact], now: float) -> None:
+        """Take in what sources found."""
+        gone, present = _reduced(facts, self.ports)
+        # What has gone is taken out before what has come is taken in: a device that moved would
+        # else be its own twin.
+        for key in gone:
+            self._leave(key, now)
+        for key, port in present.items():
+            before = self.ports.get(key)
+            if before is not None and fingerprint(before) != fingerprint(port):
+                self._leave(key, now)  # another device took the name, and nobody saw this one leave
+        for key, port in present.items():
+            self._arrive(key, port, now)
+
+    def settled_port(self, key: Key) -> Port:
+        """A port as its device was last seen with, though udevd may be looking at it again."""
+        record = self.offered_at.get(key)
+        return (record and record.port_at(key)) or self.ports[key]
+
+    def with_number(self, number: DeviceNumber) -> Record | None:
+        """The device that is offered, and that has a port with that number now."""
+        key = self._key_of.get(number)
+        return None if key is None else self.offered_at.get(key)
+
+    def find_ports_of(self, retired: Record) -> None:
+        """A device that is not offered has just become known: perhaps some ports are its."""
+        for key, port in self.ports.items():
+            is_settled = port.readiness is not Readiness.SETTLING
+            if is_settled and self._recognition.is_of(retired, port):
+                self._enter(retired, key, port, retired.last_move)
+
+    def retired_at(self, key: Key) -> list[Record]:
+        """The devices that are not offered any longer, of which that port is one."""
+        records = (self._records[device_id] for device_id in sorted(self._retired))
+        return [record for record in records if key in record.present.values()]
+
+    def _arrive(self, key: Key, port: Port, now: float) -> None:
+        before = self.ports.get(key)
+        if before == port and (
+            key in self.offered_at or self._superseded.get(key) in self.offered_at
+        ):
+            return
+        self.ports[key] = port
+        record = self.offered_at.get(key)
+        if port.readiness is Readiness.SETTLING:
+            return  # not yet; and a known one is no less usable while udevd looks at it again
+        if record is None:
+            record = self._recognise(key, port, now)
+            if record is not None:
+                self.offered_at[key] = record
+        elif before is not None:
+            self._release(before.number, key)
+        if record is not None:
+            self._key_of[port.number] = key
+            self._enter(record, key, port, now)
+        for retired in map(self._records.__getitem__, self._retired):
+            if retired is not record and self._recognition.is_of(retired, port):
+                self._enter(retired, key, port, now)
+
+    def _enter(self, record: Record, key: Key, port: Port, now: float) -> None:
+        record.arrive(key, port, now)
+        self._on_move(record, port)
+
+    def _recognise(self, key: Key, port: Port, now: float) -> Record | None:
+        """The record of the device behind ``port``: one that is there, was away, or is new."""
+        rule = self._recognition.rule_of(port)
+        elsewhere = self._key_of.get(port.number)
+        if rule is None or (elsewhere is not None and elsewhere[0] != key[0]):
+            return None  # nobody's, or another source has this very character device
+        device_id, seen_as = self._recognition.identify(key, port, rule)
+        if seen_as is not None:
+            self._lose(seen_as, now)
+            self._superseded[seen_as] = key
+        record = self._records.get(device_id)
+        if record is None:
+            record = self._records[device_id] = Record(device_id, rule)
+        record.rule, record.is_offered = rule, True
+        self._retired.discard(device_id)
+        return record
+
+    def _leave(self, key: Key, now: float) -> None:
+        self._lose(key, now)
+        self.ports.pop(key, None)
+        self._superseded.pop(key, None)
+
+    def _lose(self, key: Key, now: float) -> None:
+        """No device is behind that port any longer."""
+        record = self.offered_at.pop(key, None)
+        if record is not None:
+            slot = self.ports[key].slot
+            record.leave(slot, now)
+            self._release(record.ports[slot].number, key)
+            self._on_move(record, None)
+        for retired in self.retired_at(key):
+            retired.leave(self.ports[key].slot, now)
+            self._on_move(retired, None)
+
+    def _release(self, number: DeviceNumber, key: Key) -> None:
+        if self._key_of.get(number) == key:
+            del self._key_of[number]
+
+
+def _reduced(facts: Iterable[Fact], known: Collection[Key]) -> tuple[set[Key], dict[Key, Port]]:
+    """The ports that left at some time during these facts, and those that are there at the end.
+
+    A port that was replaced is in both.
+    """
+    gone: set[Key] = set()
+    present: dict[Key, Port] = {}
+    for fact in facts:
+        match fact:
+            case PortPresent(source, port):
+                present[source, port.name] = port
+            case PortGone(source, name):
+                gone.add((source, name))
+                present.pop((source, name), None)
+            case AllPorts(source, ports):
+                listed = {(source, port.name) for port in ports}
+                missing = {key for key in (*known, *present) if key[0] == source} - listed
+                gone |= missing
+                for key in missing & present.keys():
+                    del present[key]
+                # Who came first keeps a disputed ID, and udevd's times make a restarted plugin
+                # agree.
+                for port in sorted(ports, key=lambda port: (port.initialized_usec, port.name)):
+                    present[source, port.name] = port
+    return gone, present

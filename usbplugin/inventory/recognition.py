@@ -1,0 +1,135 @@
+"""Which device is behind a port: by what it says of itself, where it is, and who else is there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from usbplugin.discovery.identity import (
+    candidate_ids,
+    descriptors,
+    fingerprint,
+    is_by_serial,
+    possible_ids,
+    unit_of,
+)
+from usbplugin.inventory.selector import ResourceRule, first_match, part_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from usbplugin.discovery import Port
+    from usbplugin.inventory.record import Key, Record
+
+
+class Recognition:
+    """Recognises devices among the known ones, which others add and remove."""
+
+    def __init__(
+        self,
+        rules: Sequence[ResourceRule],
+        records: Mapping[str, Record],
+        on_twin: Callable[[Record], None],
+    ) -> None:
+        """Recognise by these rules.
+
+        Args:
+            rules: The resources, first match wins.
+            records: All known devices by their IDs; the mapping is live.
+            on_twin: Told of a device of whose serial it has just been seen that another one has it.
+        """
+        self._rules = tuple(rules)
+        self._parts = {rule.name: part_of(rule, self._rules) for rule in self._rules}
+        self._records = records
+        self._on_twin = on_twin
+
+    def rule_of(self, port: Port) -> ResourceRule | None:
+        """The resource that a port belongs to; None if it belongs to none."""
+        return first_match(self._rules, port)
+
+    def rule_named(self, resource: str) -> ResourceRule | None:
+        """The resource of that name; None if there is none."""
+        return next((rule for rule in self._rules if rule.name == resource), None)
+
+    def terms(
+        self, device_id: str, resource: str, ports: Sequence[Port]
+    ) -> tuple[ResourceRule, bool]:
+        """On what terms a device is known, and whether it is offered on these.
+
+        Args:
+            device_id: Its ID.
+            resource: The one it was of when it was last seen, or is held as.
+            ports: Its ports as last seen, if it was.
+        """
+        named = self.rule_named(resource)
+        if not ports and named is not None:
+            return named, True
+        for port in ports:
+            rule = self.rule_of(port)
+            if rule is not None and device_id in self._candidates(port, rule):
+                return rule, True
+        checks_starts = named is None or named.checks_starts
+        unit = unit_of(device_id)
+        return ResourceRule(resource, unit=unit, checks_starts=checks_starts), False
+
+    def identify(self, key: Key, port: Port, rule: ResourceRule) -> tuple[str, Key | None]:
+        """The ID of the device behind ``port``.
+
+        Returns:
+            The ID, and the key under which that very port was seen until now, if it was: a place
+            holds one device, which is here under a new name, and the loss of the old one is still
+            to be heard of.
+        """
+        candidates = self._candidates(port, rule)
+        whole = fingerprint(port, rule.unit)
+        for record in (self._records[name] for name in candidates if name in self._records):
+            # Another port of a device that is here, or a device back where it was: certainly it.
+            if record.fingerprint() == whole:
+                seen_as = record.present.get(port.slot)
+                if seen_as is None:
+                    return record.id, None
+                if seen_as[0] == key[0]:
+                    return record.id, seen_as
+        for candidate in candidates[:-1]:
+            holder = self._records.get(candidate)
+            if holder is None or not self._is_anothers(holder, port):
+                return candidate, None
+        return candidates[-1], None
+
+    def is_of(self, retired: Record, port: Port) -> bool:
+        """Whether a port is the hardware of a device that is not offered any longer."""
+        unit = retired.rule.unit
+        seen_as = {fingerprint(known, unit) for known in retired.ports.values()}
+        if fingerprint(port, unit) in seen_as:
+            return True
+        if retired.id not in possible_ids(port, retired.rule.name):
+            return False
+        if not seen_as or not is_by_serial(retired.id):
+            return True  # whatever is plugged in there now
+        return (
+            descriptors(port, unit) in retired.claims()
+            and port.slot not in retired.present
+            and not retired.has_twin
+            and not self._has_twin(retired)
+        )
+
+    def _candidates(self, port: Port, rule: ResourceRule) -> tuple[str, ...]:
+        return candidate_ids(port, rule.identity, rule.unit, self._parts[rule.name])
+
+    def _is_anothers(self, record: Record, port: Port) -> bool:
+        """Whether a known device is certainly, or perhaps, another one than the one of ``port``."""
+        if not record.present:
+            if not is_by_serial(record.id):
+                return False  # whatever is plugged in there now
+            is_the_same = not record.ports or descriptors(port, record.rule.unit) in record.claims()
+            return not is_the_same or record.has_twin or self._has_twin(record)
+        if descriptors(port, record.rule.unit) in record.claims() and not record.has_twin:
+            record.has_twin = True  # not to be forgotten, even if the other one is
+            self._on_twin(record)
+        return True
+
+    def _has_twin(self, record: Record) -> bool:
+        """Whether its serial is known from another device too, and so tells nobody from anybody."""
+        others = (other for other in self._records.values() if other is not record)
+        return not {claim for other in others for claim in other.claims()}.isdisjoint(
+            record.claims()
+        )
