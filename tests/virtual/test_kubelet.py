@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import socket
+import stat
 import tempfile
 import time
 from pathlib import Path
@@ -16,7 +19,8 @@ from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
 from usbplugin.api import pluginregistration_v1_pb2 as registration
 from usbplugin.api import pluginregistration_v1_pb2_grpc as registration_rpc
-from usbplugin.kubelet import PluginDirectory, WatcherRegistrar
+from usbplugin.kubelet import Checkpoint, PluginDirectory, Replay, WatcherRegistrar
+from usbplugin.kubelet.checkpoint import FILE_NAME
 from usbplugin.kubelet.names import resource_name_problem
 from usbplugin.virtual import services
 from usbplugin.virtual.containers import (
@@ -130,7 +134,10 @@ class Plugin(rpc.DevicePluginServicer):
         answer = v1beta1.ContainerAllocateResponse(
             envs={"CALL": str(len(self.asked("allocate")))},
             mounts=[v1beta1.Mount(container_path="/m", host_path="/h", read_only=True)],
-            devices=[v1beta1.DeviceSpec(host_path=f"/x/{key}") for key in wanted.devices_ids],
+            devices=[
+                v1beta1.DeviceSpec(host_path=f"/x/{key}", container_path=f"/dev/{key}")
+                for key in wanted.devices_ids
+            ],
         )
         return v1beta1.AllocateResponse(container_responses=[answer] * self.container_answers)
 
@@ -796,6 +803,182 @@ async def test_a_kubelet_restart_keeps_holders_and_answers(
     other = await kubelet.run_container(TTY, 2, pod="other")
     assert other.device_ids == ("b", "c")
     assert again.asked("allocate") == [["b", "c"]]
+
+
+def noted(kubelet: EmbeddedKubelet) -> dict[str, Replay]:
+    """What the checkpoint holds, by container."""
+    replays = Checkpoint(kubelet.directory / FILE_NAME).read()
+    assert all(replay.is_legible for replay in replays)
+    return {replay.container: replay for replay in replays}
+
+
+async def test_the_checkpoint_holds_what_is_replayed(
+    kubelet: EmbeddedKubelet, make_plugin: MakePlugin
+) -> None:
+    plugin = await registered(kubelet, make_plugin(pre_start_required=True))
+    container = await kubelet.admit(TTY, 2)
+    expected = Replay(
+        TTY,
+        ("a", "b"),
+        container.pod_uid,
+        "main",
+        {"/dev/a": "/x/a", "/dev/b": "/x/b", "/m": "/h"},
+        (),
+        {"CALL": "1"},
+    )
+    assert noted(kubelet) == {"main": expected}
+    await container.start()
+    await container.restart()
+    assert plugin.asked("allocate") == [["a", "b"]]
+    replay = noted(kubelet)["main"]
+    assert replay == expected
+    assert replay.environment == container.envs
+    replayed = {device.container_path: device.host_path for device in container.devices}
+    replayed |= {mount.container_path: mount.host_path for mount in container.mounts}
+    assert replay.host_paths == replayed
+
+
+async def test_the_checkpoint_is_written_before_the_container_starts(
+    kubelet: EmbeddedKubelet, make_plugin: MakePlugin
+) -> None:
+    plugin = await registered(kubelet, make_plugin(pre_start_required=True))
+    plugin.hold["allocate"], plugin.hold["pre_start"] = asyncio.Event(), asyncio.Event()
+    plugin.called.clear()
+    run = asyncio.create_task(kubelet.run_container(TTY))
+    await plugin.called.wait()
+    assert FILE_NAME not in names(kubelet.directory)
+    plugin.called.clear()
+    plugin.hold["allocate"].set()
+    await plugin.called.wait()
+    assert set(noted(kubelet)) == {"main"}
+    plugin.hold["pre_start"].set()
+    await run
+
+
+async def test_the_checkpoint_forgets_a_container_that_is_gone(
+    kubelet: EmbeddedKubelet, plugin: Plugin
+) -> None:
+    containers = [await kubelet.run_container(TTY, pod="p", name=name) for name in ("c", "d")]
+    other = await kubelet.run_container(TTY, pod="q", name="e")
+    pods = {name: replay.pod_uid for name, replay in noted(kubelet).items()}
+    assert set(pods) == {"c", "d", "e"}
+    assert pods["c"] == pods["d"] != pods["e"]
+    containers[0].remove()
+    assert set(noted(kubelet)) == {"d", "e"}
+    containers[1].remove()
+    other.remove()
+    assert noted(kubelet) == {}
+    again = await kubelet.run_container(TTY, pod="q", name="e")
+    assert again.pod_uid != pods["e"]
+
+
+async def test_a_pod_that_fails_is_not_in_the_checkpoint(
+    kubelet: EmbeddedKubelet, plugin: Plugin
+) -> None:
+    await kubelet.run_container(TTY, name="c")
+    plugin.refuse["allocate"] = grpc.StatusCode.NOT_FOUND
+    with pytest.raises(UnexpectedAdmissionError):
+        await kubelet.run_container(TTY, name="d")
+    assert set(noted(kubelet)) == {"c"}
+
+
+async def test_the_checkpoint_outlives_a_kubelet(
+    kubelet: EmbeddedKubelet, make_plugin: MakePlugin
+) -> None:
+    await registered(kubelet, make_plugin())
+    first = await kubelet.run_container(TTY, name="c")
+    second = await kubelet.run_container(TTY, name="d")
+    before = noted(kubelet)
+    await kubelet.stop()
+    assert noted(kubelet) == before
+    second.remove()
+    assert noted(kubelet) == before  # nobody is there to write
+    await kubelet.start()
+    assert noted(kubelet) == {"c": before["c"]}
+    (kubelet.directory / FILE_NAME).unlink()
+    await kubelet.restart()  # as in another directory
+    assert noted(kubelet) == {"c": before["c"]}
+    await registered(kubelet, make_plugin("again.sock"))
+    await kubelet.run_container(TTY, name="d")
+    assert noted(kubelet)["c"] == before["c"]
+    first.remove()
+    assert set(noted(kubelet)) == {"d"}
+
+
+async def test_the_checkpoint_has_a_kubelets_form(kubelet: EmbeddedKubelet, plugin: Plugin) -> None:
+    nodes = v1beta1.TopologyInfo(nodes=[v1beta1.NUMANode(ID=0), v1beta1.NUMANode(ID=1)])
+    plugin.send_list(
+        [
+            v1beta1.Device(ID="a", health="Healthy"),
+            v1beta1.Device(ID="b", health="Healthy", topology=nodes),
+            v1beta1.Device(ID="c", health="Unhealthy"),
+        ]
+    )
+    await kubelet.wait_healthy(TTY, "ab")
+    container = await kubelet.run_container(TTY, 2)
+    file = kubelet.directory / FILE_NAME
+    document = json.loads(file.read_bytes())
+    assert document == {
+        "Data": {
+            "PodDeviceEntries": [
+                {
+                    "PodUID": container.pod_uid,
+                    "ContainerName": "main",
+                    "ResourceName": TTY,
+                    "DeviceIDs": {"-1": ["a"], "0": ["b"], "1": ["b"]},
+                    "AllocResp": base64.b64encode(container.answer.SerializeToString()).decode(),
+                }
+            ],
+            "RegisteredDevices": {TTY: ["a", "b"]},
+        },
+        "Checksum": document["Checksum"],
+    }
+    assert file.stat().st_mode == stat.S_IFREG | 0o600
+    assert noted(kubelet)["main"].device_ids == ("a", "b")
+    await kubelet.restart()  # it knows of no device now, and still where these were
+    document["Data"]["RegisteredDevices"][TTY] = []
+    assert json.loads(file.read_bytes())["Data"] == document["Data"]
+    container.remove()
+    assert json.loads(file.read_bytes())["Data"]["PodDeviceEntries"] is None
+
+
+async def test_the_checkpoint_is_replaced_at_once(kubelet: EmbeddedKubelet, plugin: Plugin) -> None:
+    await kubelet.run_container(TTY, name="c")
+    with (kubelet.directory / FILE_NAME).open("rb") as before:
+        content = before.read()
+        await kubelet.run_container(TTY, name="d")
+        before.seek(0)
+        assert before.read() == content
+    assert names(kubelet.directory) == {"kubelet.sock", "p.sock", FILE_NAME}
+
+
+async def test_a_pod_fails_whose_answer_cannot_be_noted(
+    kubelet: EmbeddedKubelet, plugin: Plugin
+) -> None:
+    file = kubelet.directory / FILE_NAME
+    file.mkdir()
+    with pytest.raises(UnexpectedAdmissionError, match=r"failed to write checkpoint file: .*Is a"):
+        await kubelet.run_container(TTY)
+    assert not kubelet.containers
+    file.rmdir()
+    container = await kubelet.run_container(TTY)
+    file.unlink()
+    file.mkdir()
+    container.remove()
+    assert not kubelet.containers
+    assert names(kubelet.directory) == {"kubelet.sock", "p.sock", FILE_NAME}
+
+
+async def test_a_kubelet_may_do_without_a_checkpoint(
+    directory: Path, make_plugin: MakePlugin
+) -> None:
+    (directory / FILE_NAME).write_text("{}")
+    async with EmbeddedKubelet(directory, checkpoint=False) as kubelet:
+        await registered(kubelet, make_plugin())
+        container = await kubelet.run_container(TTY)
+        await kubelet.restart()
+        container.remove()
+    assert (directory / FILE_NAME).read_text() == "{}"
 
 
 async def test_a_plugin_disconnected_during_allocate_fails_the_pod(

@@ -7,6 +7,8 @@ allocate. It never touches the file system or runs a real container.
 from __future__ import annotations
 
 import asyncio
+import uuid
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from types import MappingProxyType
@@ -16,9 +18,12 @@ from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.virtual.plugin_client import EmbeddedKubeletError, PluginCallError, Resource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from usbplugin.virtual.plugin_client import Device, PluginClient, PluginOptions
+
+
+_NO_NODE = -1  # nodeWithoutTopology (Kubernetes, pkg/kubelet/cm/devicemanager/manager.go)
 
 
 class UnexpectedAdmissionError(EmbeddedKubeletError):
@@ -78,10 +83,22 @@ class Container:
     It keeps its devices when it, the plugin or the kubelet restarts.
     """
 
-    def __init__(self, manager: DeviceManager, holder: Holder, answer: bytes) -> None:
+    def __init__(
+        self,
+        manager: DeviceManager,
+        holder: Holder,
+        answer: bytes,
+        pod_uid: str,
+        device_ids_by_node: Mapping[int, Sequence[str]],
+    ) -> None:
         self._manager = manager
-        self._answer = answer
+        self.encoded_answer = answer
+        """The plugin's answer to Allocate, as it is kept."""
         self.holder = holder
+        self.pod_uid = pod_uid
+        """The same for all containers of a pod, and for no other pod, whatever its name."""
+        self.device_ids_by_node = device_ids_by_node
+        """The devices that were near each NUMA node when they were allocated; -1: near none."""
         self.state = ContainerState.WAITING
         self.starts = 0
         """Number of successful starts."""
@@ -94,7 +111,7 @@ class Container:
     @property
     def answer(self) -> v1beta1.ContainerAllocateResponse:
         """A copy of the plugin's answer to Allocate, reused for every start of this container."""
-        return v1beta1.ContainerAllocateResponse.FromString(self._answer)
+        return v1beta1.ContainerAllocateResponse.FromString(self.encoded_answer)
 
     @property
     def devices(self) -> tuple[v1beta1.DeviceSpec, ...]:
@@ -141,12 +158,21 @@ class Container:
 
 
 class DeviceManager:
-    """Resources, registered plugins and holders. Knows nothing of streams and sockets."""
+    """Resources, registered plugins and holders. Knows nothing of streams, sockets and files.
+
+    Args:
+        changed: called after every change.
+        violation: called with a resource and what its plugin did wrong.
+        note: called when containers have come or gone, unless it is not running; raises OSError if
+            that could not be noted.
+        pre_start_timeout: as for ``EmbeddedKubelet``.
+    """
 
     def __init__(
         self,
         changed: Callable[[], None],
         violation: Callable[[str, str], None],
+        note: Callable[[], None],
         pre_start_timeout: float,
     ) -> None:
         self.running = False
@@ -155,6 +181,7 @@ class DeviceManager:
         self._endpoints: dict[str, PluginClient] = {}
         self._changed = changed
         self._violation = violation
+        self._note = note
         self._pre_start_timeout = pre_start_timeout
         # A kubelet admits one pod at a time, so a slow Allocate holds up the rest.
         self._admission = asyncio.Lock()
@@ -198,7 +225,8 @@ class DeviceManager:
         """Choose ``count`` devices unless the holder names some, and Allocate them.
 
         Raises:
-            UnexpectedAdmissionError: too few devices, or the plugin refused.
+            UnexpectedAdmissionError: too few devices, the plugin refused, or its answer could not
+                be noted.
             EmbeddedKubeletError: the kubelet is not running, or the container already exists.
         """
         async with self._admission:
@@ -207,6 +235,13 @@ class DeviceManager:
                 raise EmbeddedKubeletError(f"{holder} already exists; remove it first")
             container = await self._allocate(holder, count)
             self.containers.append(container)
+            try:
+                self._note()
+            except OSError as error:
+                self.containers.remove(container)
+                raise UnexpectedAdmissionError(
+                    f"failed to write checkpoint file: {error}"
+                ) from error
         self._changed()
         return container
 
@@ -234,7 +269,19 @@ class DeviceManager:
             )
         if not answers:
             raise UnexpectedAdmissionError("no containers return in allocation response")
-        return Container(self, holder, answers[0].SerializeToString())
+        return Container(
+            self,
+            holder,
+            answers[0].SerializeToString(),
+            self._pod_uid(holder),
+            _by_node(holder.device_ids, self.known(holder.resource)),
+        )
+
+    def _pod_uid(self, holder: Holder) -> str:
+        for other in self.containers:
+            if (other.holder.namespace, other.holder.pod) == (holder.namespace, holder.pod):
+                return other.pod_uid
+        return str(uuid.uuid4())
 
     async def _choose(self, resource: Resource, count: int, held: Collection[str]) -> list[str]:
         name = resource.name
@@ -293,6 +340,9 @@ class DeviceManager:
         """Forget the container, which frees its devices."""
         if container in self.containers:
             self.containers.remove(container)
+            if self.running:
+                with suppress(OSError):  # a kubelet logs it, and tries again with the next change
+                    self._note()
             self._changed()
 
     def _held(self, name: str) -> set[str]:
@@ -306,3 +356,12 @@ class DeviceManager:
 
 def _same_container(one: Holder, other: Holder) -> bool:
     return (one.namespace, one.pod, one.container) == (other.namespace, other.pod, other.container)
+
+
+def _by_node(device_ids: Sequence[str], resource: Resource) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for device_id in device_ids:
+        device = resource.devices.get(device_id)
+        for node in (device.numa if device else ()) or (_NO_NODE,):
+            found.setdefault(node, []).append(device_id)
+    return found

@@ -1,7 +1,8 @@
 """The embedded kubelet: to a device plugin it is a kubelet, over real sockets.
 
 This module owns kubelet.sock and the embedded kubelet's public interface. It starts no real
-containers, needs neither root nor a cluster, and keeps all its state in memory.
+containers, needs neither root nor a cluster, and keeps all its state in memory: its checkpoint is
+for others to read.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
 from usbplugin.api import podresources_v1_pb2_grpc as podresources_rpc
 from usbplugin.foundation.pulse import Pulse
+from usbplugin.virtual.checkpoint import CheckpointFile
 from usbplugin.virtual.containers import Container, DeviceManager, Holder
 from usbplugin.virtual.plugin_client import EmbeddedKubeletError, Resource, check_socket_path
 from usbplugin.virtual.registry import KubeletLog, PluginRegistry, Violation
@@ -47,6 +49,8 @@ class EmbeddedKubelet:
         pre_start_timeout: seconds a plugin has to answer PreStartContainer.
         grace_period: seconds a resource keeps its capacity after its plugin has gone.
         log_limit: how many entries of each kind ``log`` keeps.
+        checkpoint: whether to write a checkpoint, as a kubelet does, after each Allocate and each
+            removal of a container.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class EmbeddedKubelet:
         pre_start_timeout: float = 30.0,
         grace_period: float = 300.0,
         log_limit: int = 10_000,
+        checkpoint: bool = True,
     ) -> None:
         self.directory = directory.absolute()
         self.socket = self.directory / "kubelet.sock"
@@ -72,7 +77,10 @@ class EmbeddedKubelet:
         self._watching: asyncio.Task[None] | None = None
         self._changed = Pulse()
         self._server: grpc.aio.Server | None = None
-        self._manager = DeviceManager(self._changed.beat, self._violation, pre_start_timeout)
+        self._checkpoint = CheckpointFile(self.directory) if checkpoint else None
+        self._manager = DeviceManager(
+            self._changed.beat, self._violation, self._note, pre_start_timeout
+        )
         self._registry = PluginRegistry(
             self.directory,
             self._manager,
@@ -93,6 +101,8 @@ class EmbeddedKubelet:
             raise EmbeddedKubeletError(f"the embedded kubelet on {self.socket} is already running")
         check_socket_path(str(self.socket))
         _prepare(self.directory)
+        # It may be another directory than before, and a container may have been removed meanwhile.
+        self._note()
         server = grpc.aio.server()
         rpc.add_RegistrationServicer_to_server(_Registration(self._registry), server)
         if self._pod_resources is not None:
@@ -126,8 +136,8 @@ class EmbeddedKubelet:
     async def stop(self) -> None:
         """End all streams and calls. Sockets, including kubelet.sock, stay; nobody answers on them.
 
-        Holders and their cached answers are kept, as in a kubelet's checkpoint. Does nothing if it
-        is not running.
+        Holders and their cached answers are kept, and the checkpoint stays as it is. Does nothing
+        if it is not running.
 
         Raises:
             Exception: whatever ended a task that reads a stream, which is a bug here.
@@ -228,7 +238,8 @@ class EmbeddedKubelet:
             namespace: the pod's namespace.
 
         Raises:
-            UnexpectedAdmissionError: too few devices, or the plugin refused; this is final.
+            UnexpectedAdmissionError: too few devices, the plugin refused, or the checkpoint could
+                not be written; this is final.
             EmbeddedKubeletError: it is not running, or the container already exists.
             ValueError: no devices were requested.
         """
@@ -301,6 +312,11 @@ class EmbeddedKubelet:
         if self.log.registrations and (refusal := self.log.registrations[-1].refusal):
             parts.append(f"last registration refused: {refusal}")
         return "; ".join(parts)
+
+    def _note(self) -> None:
+        # Small, and a kubelet admits no other pod meanwhile: there is no point in a thread.
+        if self._checkpoint is not None:
+            self._checkpoint.write(self._manager.containers, self._manager.resources.values())
 
     def _violation(self, resource: str, what: str) -> None:
         self.log.violations.append(Violation(time.monotonic(), resource, what))
