@@ -80,7 +80,24 @@ def schema() -> str:
             properties[field.encode_name]["description"] = _plain(
                 attribute_docs(struct)[field.name]
             )
-    return json.dumps(document, indent=2) + "\n"
+    return json.dumps(_without_null(document), indent=2) + "\n"
+
+
+def _without_null(part: object) -> object:
+    """A part of a schema, with null neither as a value nor as a default: a file may have none."""
+    if isinstance(part, list):
+        return [_without_null(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    part = {key: _without_null(value) for key, value in part.items() if value is not None}
+    options = [option for option in part.pop("anyOf", []) if option != {"type": "null"}]
+    match options:
+        case []:
+            return part
+        case [only]:
+            return only | part
+        case _:
+            return part | {"anyOf": options}
 
 
 def reference() -> str:

@@ -22,11 +22,66 @@ def error(text: str) -> str:
     return message
 
 
-def test_an_empty_file_means_every_port_is_usbplugin_serial() -> None:
-    assert parse(b"") == Config()
+def test_by_default_every_port_is_usbplugin_serial() -> None:
+    assert parse(b"{}") == Config()
     (resource,) = Config().resources
     assert resource.name == "usbplugin/serial"
     assert resource.selectors == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "\n \n", "# resources: all of them\n", "---\n", "%YAML 1.1\n---\n", "\ufeff", "null", "~"],
+)
+def test_a_text_without_content_does_not_pass_for_the_defaults(text: str) -> None:
+    assert error(text) == (
+        "expected a mapping, such as resources: [...], found nothing: write {} for the defaults"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "expected"),
+    [
+        ("nodes:", "nodes", "a list"),
+        ("nodes:\n  -", "nodes[0]", "a string"),
+        ("resources:", "resources", "a list"),
+        ("resources:\n  -", "resources[0]", "a mapping"),
+        ("resources:\n  - name:", "resources[0].name", "a string"),
+        ("resources: [{name: a/b, selectors: }]", "resources[0].selectors", "a list"),
+        ("resources:\n- name: a/b\n  selectors:\n  -", "resources[0].selectors[0]", "a mapping"),
+        ("resources: [{name: a/b, unit: }]", "resources[0].unit", "port or usb-device"),
+        ("resources: [{name: a/b, shares: }]", "resources[0].shares", "a whole number"),
+        ("retention:", "retention", "a duration such as 30s, 10m or 1.5h"),
+        ("flapping:", "flapping", "a mapping"),
+        ("flapping:\n  times:", "flapping.times", "a whole number"),
+        ("cdi:", "cdi", "true or false"),
+    ],
+)
+def test_a_key_without_a_value_is_not_taken_for_one_that_is_left_out(
+    text: str, where: str, expected: str
+) -> None:
+    assert error(text) == f"{where}: expected {expected}, found nothing"
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("resources: [{name: a/b}, {name: a/c, cdi: }]", "resources[1].cdi"),
+        *(
+            (
+                f"resources:\n- name: a/b\n  selectors:\n  - vendor: '0403'\n    {key}:",
+                f"resources[0].selectors[0].{key}",
+            )
+            for key in Selector.__struct_encode_fields__
+            if key != "vendor"
+        ),
+        ("resources: [{name: a/b, selectors: [{vendor: }]}]", "resources[0].selectors[0].vendor"),
+    ],
+)
+def test_a_condition_without_a_value_is_not_taken_for_none(text: str, where: str) -> None:
+    assert error(text) == (
+        f"{where}: expected a value, found nothing: leave the key out for its default"
+    )
 
 
 def test_a_full_configuration() -> None:
@@ -269,6 +324,9 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(path)
     assert str(caught.value) == f"{path}: resources: expected a list, found 1"
+    path.write_text("")
+    with pytest.raises(ConfigError, match=re.escape(f"{path}: expected a mapping, such as")):
+        load(path)
 
 
 def test_an_unreadable_file(tmp_path: Path) -> None:

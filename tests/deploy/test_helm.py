@@ -8,9 +8,19 @@ import pytest
 import yaml
 
 from tests.deploy.documents import supported_versions
-from tests.deploy.manifests import CHART, REMEDY, environment, load, plugin, rendered
+from tests.deploy.manifests import (
+    CHART,
+    REMEDY,
+    configuration,
+    environment,
+    helm_template,
+    load,
+    plugin,
+    rendered,
+)
 from tests.deploy.tools import output, program
 from usbplugin import __version__
+from usbplugin.config import Config, parse
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +82,11 @@ def test_the_chart_and_the_base_make_the_same_pod() -> None:
     log = {"USBPLUGIN_LOG_LEVEL": "info", "USBPLUGIN_LOG_FORMAT": "text"}
     base["containers"][0]["env"] |= log
     assert chart == base
+
+
+def test_a_configuration_without_keys_is_written_as_one() -> None:
+    manifests = load(helm_template("config.resources=null"))
+    assert parse(configuration(manifests)) == Config()
 
 
 def test_another_configuration_is_another_pod(helm: str) -> None:

@@ -120,6 +120,7 @@ async def configuration_changed(rig: Rig, rng: random.Random) -> None:
     for text in (
         rng.randbytes(rng.randint(1, 300)),
         b"resources: 17\n",
+        b"",
         (CONFIG + "resources: [{name: usbplugin/serial, permissions: r}]\n").encode(),
         good.encode(),
     ):

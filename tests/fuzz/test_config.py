@@ -96,6 +96,16 @@ def documents(draw: st.DrawFn) -> object:
     return document
 
 
+def values_in(document: object) -> list[object]:
+    """Everything in a document, and itself."""
+    inner: list[object] = []
+    if isinstance(document, dict):
+        inner = list(document.values())
+    elif isinstance(document, list):
+        inner = document
+    return [document, *(value for each in inner for value in values_in(each))]
+
+
 def check(text: bytes) -> None:
     try:
         config = parse(text)
@@ -104,6 +114,7 @@ def check(text: bytes) -> None:
         assert message.isprintable()
         assert len(message) <= LONGEST_MESSAGE
     else:
+        assert None not in values_in(yaml.safe_load(text))
         check_use(config)
 
 

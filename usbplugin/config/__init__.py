@@ -4,6 +4,15 @@ Every error is one line naming the file, the key's path, what was expected and w
 """
 
 from usbplugin.config.model import Config, Flapping, Registration, ResourceConfig, seconds
-from usbplugin.config.reading import load, parse
+from usbplugin.config.reading import load, parse, parse_file
 
-__all__ = ["Config", "Flapping", "Registration", "ResourceConfig", "load", "parse", "seconds"]
+__all__ = [
+    "Config",
+    "Flapping",
+    "Registration",
+    "ResourceConfig",
+    "load",
+    "parse",
+    "parse_file",
+    "seconds",
+]

@@ -21,7 +21,7 @@ _shown.maxstring = _shown.maxother = 100
 
 def shown(value: object) -> str:
     """Like ``repr``, but cut short: YAML aliases can make a document endless."""
-    return _shown.repr(value)
+    return "nothing" if value is None else _shown.repr(value)
 
 
 def _one_of(choices: type[Enum]) -> str:

@@ -28,6 +28,15 @@ def load(path: Path) -> Config:
         text = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    return parse_file(path, text)
+
+
+def parse_file(path: Path, text: bytes) -> Config:
+    """Like ``parse``, for what was read from ``path``, which an error names.
+
+    Raises:
+        ConfigError: it is invalid.
+    """
     try:
         return parse(text)
     except ConfigError as error:
@@ -35,7 +44,11 @@ def load(path: Path) -> Config:
 
 
 def parse(text: bytes) -> Config:
-    """Decode and validate a configuration file's text; empty text means the defaults.
+    """Decode and validate a configuration file's text.
+
+    A text without content is refused: that is what a file looks like that was truncated before it
+    is written anew, or for which the disk had no room. So is a key without a value, which is how
+    some texts end that were cut off.
 
     Raises:
         ConfigError: it is invalid.
@@ -55,15 +68,33 @@ def parse(text: bytes) -> Config:
 def _decode(text: bytes) -> Config:
     document = read_yaml(text)
     if document is None:
-        document = {}
+        raise ConfigError(
+            "expected a mapping, such as resources: [...], found nothing: write {} for the defaults"
+        )
     if not isinstance(document, dict):
         raise ConfigError(f"expected a mapping, such as resources: [...], found {_kind(document)}")
     try:
         config = msgspec.convert(document, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(explain(str(error), document)) from error
+    # Types cannot tell: to them, a key without a value is one that is not there.
+    if empty := _first_empty(document):
+        raise ConfigError(
+            f"{empty}: expected a value, found nothing: leave the key out for its default"
+        )
     validate(config)
     return config
+
+
+def _first_empty(value: object, path: str = "") -> str:
+    """The path of the first key without a value, in a document of our types; empty if none is."""
+    if isinstance(value, dict):
+        inner = [(f"{path}.{key}" if path else str(key), item) for key, item in value.items()]
+    elif isinstance(value, list):
+        inner = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+    else:
+        return path if value is None else ""
+    return next(filter(None, (_first_empty(item, where) for where, item in inner)), "")
 
 
 def _kind(value: object) -> str:

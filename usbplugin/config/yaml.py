@@ -8,7 +8,7 @@ from usbplugin.errors import ConfigError
 
 
 def read_yaml(text: bytes) -> object:
-    """Parse ``text``; None if it is empty.
+    """Parse ``text``; None if it has nothing in it but comments.
 
     Raises:
         ConfigError: it is not valid YAML.

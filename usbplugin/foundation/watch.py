@@ -47,7 +47,7 @@ _ALWAYS: list[type[FileSystemEvent]] = [
     FileMovedEvent,
 ]
 _ENTRIES = [*_ALWAYS, FileCreatedEvent]
-# A newly created file is still empty, and an empty file may be meaningful.
+# A newly created file is still empty, or not yet complete.
 _CONTENTS = [*_ALWAYS, FileClosedEvent]
 
 _MOST_PASSES = 8
