@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from usbplugin.config import load
+from usbplugin.config import load, parse_file
 from usbplugin.errors import ConfigError
 from usbplugin.foundation.watch import follow
 from usbplugin.telemetry.logs import fields
@@ -35,7 +35,9 @@ async def configurations(file: Path, refused: Callable[[], None]) -> AsyncIterat
             continue
         seen, is_first = text, False
         try:
-            config = load(file)
+            # What was compared, and not read again: that might be another text, which would then
+            # never be compared with what is in force.
+            config = load(file) if text is None else parse_file(file, text)
         except ConfigError as error:
             _log.error(
                 "configuration refused; keeping the previous one", extra=fields(reason=error)
