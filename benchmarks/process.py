@@ -87,6 +87,7 @@ def served(count: int) -> Iterator[tuple[EmbeddedKubelet, list[str]]]:
         serve = [
             *("usbplugin", "serve", "--no-udev", "--device-dir", str(devices)),
             *("--kubelet-dir", str(root / "kubelet"), "--link-dir", str(root / "links")),
+            *("--state-dir", str(root / "state")),
             *("--pod-resources", str(root / "pod-resources.sock")),
         ]
         yield kubelet, serve

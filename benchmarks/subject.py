@@ -170,6 +170,7 @@ async def _run(root: Path, count: int) -> None:
         Places(
             kubelet_dir=root / "kubelet",
             link_dir=root / "links",
+            state_dir=root / "state",
             pod_resources=root / "none",
         ),
     )

@@ -49,6 +49,7 @@ class BareNode:
         )
         self.kubelet_dir = self.places.kubelet_dir
         self.link_dir = self.places.link_dir
+        self.state_dir = self.places.state_dir
         self.kubelet = EmbeddedKubelet(
             self.kubelet_dir,
             pod_resources=self.places.pod_resources,
@@ -72,6 +73,7 @@ class BareNode:
         return [
             *(sys.executable, "-m", "usbplugin", "serve"),
             *("--kubelet-dir", str(self.kubelet_dir), "--link-dir", str(self.link_dir)),
+            *("--state-dir", str(self.state_dir)),
             *("--cdi-dir", str(self.places.cdi_dir)),
             *("--features-dir", str(self.places.features_dir)),
             *("--pod-resources", str(self.places.pod_resources)),

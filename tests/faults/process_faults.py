@@ -148,8 +148,10 @@ async def taken_over(rig: Rig, rng: random.Random) -> None:
 async def state_spoiled(rig: Rig, rng: random.Random) -> None:
     held = {pod.thing.device_id for pod in rig.pods}
     await rig.end(signal.SIGKILL)
-    for path in rig.link_dir.glob("*/device.json"):
-        if path.parent.name in held:
+    files = {path.parent.name: path for path in rig.link_dir.glob("*/device.json")}
+    files |= {path.name.removesuffix(".json"): path for path in rig.state_dir.glob("*.json")}
+    for device_id, path in files.items():
+        if device_id in held:
             continue  # what is lost of these, nothing can tell again
         whole = path.read_bytes()
         match rng.randrange(4):

@@ -82,6 +82,7 @@ class Rig:
     root: Path
     kubelet_volume: Volume
     link_volume: Volume
+    state_volume: Volume
     bus: VirtualBus
     kubelet: EmbeddedKubelet
     log: Path
@@ -115,6 +116,10 @@ class Rig:
         return self.link_volume.path / "links"
 
     @property
+    def state_dir(self) -> Path:
+        return self.state_volume.path / "state"
+
+    @property
     def config(self) -> Path:
         return self.root / "config.yaml"
 
@@ -138,6 +143,7 @@ class Rig:
             *(sys.executable, "-m", "tests.faults.victim", "serve", "--config", str(self.config)),
             *("--no-udev", "--device-dir", str(self.bus.directory)),
             *("--kubelet-dir", str(self.kubelet_dir), "--link-dir", str(self.link_dir)),
+            *("--state-dir", str(self.state_dir)),
             *("--registry-dir", str(self.root / "registry")),
             *("--pod-resources", str(self.root / "pods/kubelet.sock"), "--own-pod", OWN_POD),
         ]
@@ -354,9 +360,10 @@ class Rig:
 async def rig(root: Path, rng: random.Random, log: Path, *, watched: bool) -> AsyncIterator[Rig]:
     """A node with everything plugged in, the plugin running, and some containers."""
     async with AsyncExitStack() as stack:
-        kubelet_volume, link_volume = Volume(root / "k"), Volume(root / "l")
-        stack.callback(kubelet_volume.close)
-        stack.callback(link_volume.close)
+        volumes = Volume(root / "k"), Volume(root / "l"), Volume(root / "s")
+        for volume in volumes:
+            stack.callback(volume.close)
+        kubelet_volume, *_ = volumes
         bus = stack.enter_context(VirtualBus(root / "dev"))
         kubelet = EmbeddedKubelet(
             kubelet_volume.path / "d",
@@ -366,7 +373,7 @@ async def rig(root: Path, rng: random.Random, log: Path, *, watched: bool) -> As
         kubelet.other_pods = [OWN_POD]
         await kubelet.start()
         stack.push_async_callback(kubelet.stop)
-        made = Rig(root, kubelet_volume, link_volume, bus, kubelet, log, watched)
+        made = Rig(root, *volumes, bus, kubelet, log, watched)
         made.config.write_text(CONFIG + ("registration: watcher\n" if watched else ""))
         for thing in made.things:
             made.plug(thing, rng)

@@ -112,21 +112,24 @@ async def check_documents(node: HardwareNode) -> None:
 
 
 def check_files(node: HardwareNode) -> None:
-    """Nothing is anywhere but in the folders of the devices."""
+    """Nothing is anywhere but in the folders of the devices, and in their states."""
     ids = set(node.states())
     assert {path.name for path in node.link_dir.iterdir()} <= ids
     for device_id in ids:
         names = {path.name for path in (node.link_dir / device_id).iterdir()}
         assert names <= {"if00", "device.json"}
+    assert {path.name for path in node.state_dir.rglob("*")} <= {f"{each}.json" for each in ids}
     assert others(node) <= {
         *(node.kubelet_dir / name for name in ("", "kubelet.sock")),
         *(node.places.pod_resources.parent, node.places.pod_resources),
-        *(node.places.registry_dir, node.config.parent, node.config, node.link_dir),
+        *(node.places.registry_dir, node.config.parent, node.config),
+        *(node.link_dir, node.state_dir),
     }
 
 
 def others(node: HardwareNode) -> set[Path]:
-    return {path for path in node.root.rglob("*") if node.link_dir not in path.parents}
+    ours = {node.link_dir, node.state_dir}
+    return {path for path in node.root.rglob("*") if ours.isdisjoint(path.parents)}
 
 
 def check_text_log(process: Process) -> None:

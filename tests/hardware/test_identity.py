@@ -97,7 +97,13 @@ async def test_equal_serials_with_nothing_remembered(
     twins = [gadget(serial=b"TWIN", port=port) for port in (4, 2)]
     for twin in twins:
         twin.plug()
-    async with node.serve("--link-dir", str(node.root / "first")):
+    elsewhere = (
+        "--link-dir",
+        str(node.root / "first"),
+        "--state-dir",
+        str(node.root / "forgotten"),
+    )
+    async with node.serve(*elsewhere):
         ids = await node.some_healthy(2)
     async with node.serve():
         await node.healthy(*ids)

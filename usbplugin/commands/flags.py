@@ -89,6 +89,14 @@ def add_places(parser: argparse.ArgumentParser) -> None:
     _add_link_dir(parser)
     add(
         parser,
+        "--state-dir",
+        "DIR",
+        "what was granted, and which devices share a serial number; must survive reboots, and need"
+        " not be the same path on the host",
+        default=str(places.state_dir),
+    )
+    add(
+        parser,
         "--pod-resources",
         "FILE",
         "the kubelet's PodResources socket, to know who holds devices",

@@ -68,6 +68,7 @@ def places_of(options: argparse.Namespace) -> Places:
         registry_dir=Path(options.registry_dir),
         pod_resources=Path(options.pod_resources),
         link_dir=Path(options.link_dir),
+        state_dir=Path(options.state_dir),
         cdi_dir=Path(options.cdi_dir),
         features_dir=Path(options.features_dir),
         own_pod=own_pod,

@@ -19,7 +19,7 @@ class Places:
     link_dir: Path = Path("/run/usbplugin")
     """Stable links to device nodes; must be the same path on the host."""
     state_dir: Path = Path("/var/lib/usbplugin")
-    """What has to be known after a restart or a reboot: which container was granted what."""
+    """What was granted to whom, and which devices share a serial number; survives a reboot."""
     cdi_dir: Path = Path("/var/run/cdi")
     """Where the container runtime looks for CDI specs."""
     features_dir: Path = Path("/etc/kubernetes/node-feature-discovery/features.d")
