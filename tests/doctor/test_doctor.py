@@ -255,7 +255,7 @@ def test_a_check_that_is_denied_access_says_so_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forbid(monkeypatch, tmp_path)
-    found = examine(Node(places=Places(kubelet_dir=tmp_path)))
+    found = examine(Node(places=Places(kubelet_dir=tmp_path, state_dir=tmp_path)))
     assert list(found) == list(CHECKS)
     socket = tmp_path / "kubelet.sock"
     trouble = f"cannot check: [Errno 13] Permission denied: '{socket}'"
@@ -303,6 +303,65 @@ def test_links_and_cdi_that_are_fine(tmp_path: Path) -> None:
     is_(kubelet.check_cdi(Node(places=places)), Grade.OK, "no resource")
     config = Config(cdi=True)
     is_(kubelet.check_cdi(Node(places=places, config=config)), Grade.OK, "can be written")
+
+
+def test_state_that_can_be_kept(tree: Path, tmp_path: Path) -> None:
+    node = grow(tree, {"proc/self/mountinfo": HOST})
+
+    def check(path: Path) -> Finding:
+        return kubelet.check_state(dataclasses.replace(node, places=Places(state_dir=path)))
+
+    is_(check(tmp_path), Grade.OK, f"can be kept in {tmp_path}")
+    is_(check(tmp_path / "a/b"), Grade.OK, f"{tmp_path}/a/b does not exist yet")
+    assert os.listdir(tmp_path) == [tree.name], "it only looks"
+    in_pod = f"{POD}\n104 100 8:1 /state {tmp_path} rw - ext4 /dev/sda1 rw"
+    node = grow(tree, {"proc/self/mountinfo": in_pod})
+    is_(check(tmp_path), Grade.OK, "can be kept")
+
+
+def test_state_that_cannot_be_kept(tree: Path, tmp_path: Path) -> None:
+    node = grow(tree, {"proc/self/mountinfo": HOST})
+
+    def check(path: Path) -> Finding:
+        return kubelet.check_state(dataclasses.replace(node, places=Places(state_dir=path)))
+
+    # Nobody, not even root, can create files in proc.
+    for path in (Path("/proc/self"), Path("/proc/self/later")):
+        finding = check(path)
+        is_(finding, Grade.FAIL, "cannot write to /proc/self: ", "--state-dir")
+        assert "no device can be offered" in finding.found
+    (tmp_path / "file").touch()
+    is_(check(tmp_path / "file"), Grade.FAIL, f"cannot write to {tmp_path}/file: Not a directory")
+    node = grow(tree, {"proc/self/mountinfo": POD})
+    is_(check(Path("/proc/self")), Grade.FAIL, "cannot write to", "mount a directory of the host")
+
+
+def test_state_that_is_forgotten_too_early(tree: Path, tmp_path: Path) -> None:
+    def check(mounts: str) -> Finding:
+        node = grow(tree, {"proc/self/mountinfo": mounts})
+        return kubelet.check_state(dataclasses.replace(node, places=Places(state_dir=tmp_path)))
+
+    mount = f"mount a directory of the host read-write at {tmp_path}"
+    is_(check(POD), Grade.WARN, f"{tmp_path} is the container's own", mount)
+    in_memory = f"104 100 0:23 / {tmp_path.parent} rw - tmpfs tmpfs rw\n"
+    is_(check(f"{POD}\n{in_memory}"), Grade.WARN, f"{tmp_path} is in memory", mount)
+    is_(check(HOST + in_memory), Grade.WARN, f"{tmp_path} is in memory", "--state-dir")
+    on_disk = f"105 104 8:1 / {tmp_path} rw - ext4 /dev/sda1 rw\n"
+    is_(check(HOST + in_memory + on_disk), Grade.OK, "can be kept")
+
+
+@pytest.mark.parametrize("way", ["flag", "environment"])
+def test_the_state_directory_is_the_one_that_was_named(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--no-udev", "--device-dir", str(tmp_path), "--kubelet-dir", str(tmp_path)]
+    if way == "flag":
+        flags += ["--state-dir", "/proc/self"]
+    else:
+        monkeypatch.setenv("USBPLUGIN_STATE_DIR", "/proc/self")
+    assert main(["doctor", "--json", *flags]) == 1
+    found = {finding["check"]: finding for finding in json.loads(capsys.readouterr().out)}
+    assert "cannot write to /proc/self: " in found["state"]["found"]
 
 
 async def test_the_daemon(kubelet_node: WholeNode) -> None:
@@ -411,7 +470,7 @@ async def test_the_command_on_a_healthy_node(
     flags = [
         *("--no-udev", "--device-dir", str(kubelet_node.device_dir)),
         *("--kubelet-dir", str(places.kubelet_dir), "--link-dir", str(places.link_dir)),
-        *("--pod-resources", str(places.pod_resources)),
+        *("--pod-resources", str(places.pod_resources), "--state-dir", str(places.state_dir)),
     ]
     code = await asyncio.to_thread(main, ["doctor", "--json", *flags])
     found = json.loads(capsys.readouterr().out)
@@ -430,7 +489,7 @@ def test_the_command_on_a_node_without_a_kubelet(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--no-udev", "--device-dir", str(tmp_path), "--kubelet-dir", str(tmp_path)]
-    assert main(["doctor", *flags]) == 1
+    assert main(["doctor", *flags, "--state-dir", str(tmp_path)]) == 1
     shown = capsys.readouterr().out
     assert "\nfail  kubelet" in shown
     assert "-> start the kubelet" in shown

@@ -21,6 +21,7 @@ CHECKS: dict[str, Check] = {
     "kubelet": kubelet.check_kubelet,
     "holders": kubelet.check_holders,
     "links": kubelet.check_links,
+    "state": kubelet.check_state,
     "CDI": kubelet.check_cdi,
     "daemon": kubelet.check_daemon,
     "SELinux": rivals.check_selinux,

@@ -62,6 +62,12 @@ class Node:
         points = {point for point, _ in self._mounts()}
         return any(str(above) in points for above in (path, *path.parents) if str(above) != "/")
 
+    def is_in_memory(self, path: Path) -> bool:
+        """Whether a reboot empties ``path``."""
+        kinds = dict(self._mounts())  # of two on one point, the later one hides the other
+        points = (str(above) for above in (path, *path.parents))
+        return next((kinds[point] for point in points if point in kinds), "") in {"tmpfs", "ramfs"}
+
     def read(self, path: str) -> str:
         """A file's text, its path relative to ``root``; empty if it cannot be read."""
         try:

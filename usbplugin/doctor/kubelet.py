@@ -1,4 +1,4 @@
-"""Checks the kubelet's side: directories, mounts, sockets, and whether anyone answers on them."""
+"""Checks directories, mounts and sockets, the kubelet's and ours, and whether anyone answers."""
 
 from __future__ import annotations
 
@@ -87,6 +87,30 @@ def check_links(node: Node) -> Finding:
     return ok(f"links can be created in {path}")
 
 
+def check_state(node: Node) -> Finding:
+    """Whether the plugin can keep what it has to know after a restart, its own or the node's."""
+    path = node.places.state_dir
+    remedy = "set another one with --state-dir"
+    if node.in_container:
+        remedy = (
+            f"mount a directory of the host read-write at {path}; where SELinux is enforcing, label"
+            " it container_file_t"
+        )
+    there = next(place for place in (path, *path.parents) if place.exists())
+    if error := _obstacle(there):
+        found = f"cannot write to {there}: {error.strerror}; no device can be offered"
+        return fail(found, remedy + _or_root())
+    if node.in_container and not node.is_mounted(path):
+        found = f"{path} is the container's own: what was granted is forgotten when it ends"
+        return warn(found, remedy)
+    if node.is_in_memory(path):
+        found = f"{path} is in memory: what was granted is forgotten when the node reboots"
+        return warn(found, remedy)
+    if there != path:
+        return ok(f"{path} does not exist yet; serve will create it")
+    return ok(f"state can be kept in {path}")
+
+
 def check_cdi(node: Node) -> Finding:
     """Whether CDI specs can be written, if any are needed."""
     if not any(offer.cdi for offer in node.config.offers()):
@@ -125,9 +149,19 @@ def _shared_directory_problem(node: Node, path: Path, flag: str) -> Finding | No
             return fail(f"{path} is the container's own, so the host cannot see it", remedy)
     if not path.is_dir():
         return fail(f"there is no directory {path}", remedy)
+    if error := _obstacle(path):
+        return fail(f"cannot write to {path}: {error.strerror}", remedy + _or_root())
+    return None
+
+
+def _obstacle(directory: Path) -> OSError | None:
+    """Why nothing can be written to a directory; None if something can."""
     try:
-        with tempfile.NamedTemporaryFile(dir=path, prefix=".usbplugin-doctor-"):
+        with tempfile.NamedTemporaryFile(dir=directory, prefix=".usbplugin-doctor-"):
             return None
     except OSError as error:
-        or_root = "" if os.getuid() == 0 else ", or run as root"
-        return fail(f"cannot write to {path}: {error.strerror}", remedy + or_root)
+        return error
+
+
+def _or_root() -> str:
+    return "" if os.getuid() == 0 else ", or run as root"
