@@ -133,6 +133,15 @@ def host_paths(spec: Manifest) -> set[tuple[str, str, str]]:
     }
 
 
+def host_path_types(spec: Manifest) -> dict[str, str]:
+    """What the kubelet checks or makes before it mounts each path of the host."""
+    return {
+        volume["hostPath"]["path"]: volume["hostPath"]["type"]
+        for volume in spec.get("volumes", ())
+        if "hostPath" in volume
+    }
+
+
 def configuration(manifests: Iterable[Manifest]) -> bytes:
     """The configuration file that comes along."""
     (text,) = (

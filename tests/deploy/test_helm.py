@@ -14,6 +14,9 @@ from tests.deploy.manifests import (
     configuration,
     environment,
     helm_template,
+    environment,
+    helm_template,
+    host_paths,
     load,
     plugin,
     rendered,
@@ -21,6 +24,9 @@ from tests.deploy.manifests import (
 from tests.deploy.tools import output, program
 from usbplugin import __version__
 from usbplugin.config import Config, parse
+
+
+from usbplugin.foundation.places import Places
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +67,9 @@ def test_the_schema_knows_every_value() -> None:
         ("log.level=loud", "/log/level"),
         ("kubelet.devicePluginsDir=relative", "/kubelet/devicePluginsDir"),
         ("image.digest=sha256:12", "/image/digest"),
+        ("stateDir=relative", "/stateDir"),
+        ("stateDir=/run/usbplugin", "/stateDir"),
+        ("stateDir=/var/run/usbplugin", "/stateDir"),
     ],
 )
 def test_the_schema_refuses(setting: str, complaint: str, helm: str) -> None:
@@ -87,6 +96,12 @@ def test_the_chart_and_the_base_make_the_same_pod() -> None:
 def test_a_configuration_without_keys_is_written_as_one() -> None:
     manifests = load(helm_template("config.resources=null"))
     assert parse(configuration(manifests)) == Config()
+
+
+def test_the_state_may_be_elsewhere_on_the_node() -> None:
+    spec = plugin(load(helm_template("stateDir=/runtime/usbplugin")))
+    assert ("/runtime/usbplugin", str(Places().state_dir), "rw") in host_paths(spec)
+    assert spec["containers"] == plugin(rendered("helm"))["containers"]
 
 
 def test_another_configuration_is_another_pod(helm: str) -> None:

@@ -17,6 +17,7 @@ from tests.deploy.manifests import (
     configuration,
     containers,
     environment,
+    host_path_types,
     host_paths,
     load,
     of_kind,
@@ -27,6 +28,7 @@ from tests.deploy.manifests import (
 from tests.deploy.tools import ROOT, module, output, program
 from usbplugin import __version__
 from usbplugin.config import parse
+from usbplugin.foundation.places import Places
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,12 +105,23 @@ def test_of_udevd_there_is_its_database_and_nothing_else(target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_node_without_udevd_can_start_the_pod(target: str) -> None:
-    types = {
-        volume["hostPath"]["path"]: volume["hostPath"]["type"]
-        for volume in plugin(rendered(target))["volumes"]
-        if "hostPath" in volume
-    }
-    assert types["/run/udev/data"] == "DirectoryOrCreate"
+    assert host_path_types(plugin(rendered(target)))["/run/udev/data"] == "DirectoryOrCreate"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_node_that_never_had_the_plugin_can_start_the_pod(target: str) -> None:
+    types = host_path_types(plugin(rendered(target)))
+    for path in (Places().link_dir, Places().state_dir):
+        assert types[str(path)] == "DirectoryOrCreate"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_pod_keeps_its_state_where_a_reboot_leaves_it(target: str) -> None:
+    spec = plugin(rendered(target))
+    (container,) = spec["containers"]
+    assert "USBPLUGIN_STATE_DIR" not in environment(container), "the default is what is mounted"
+    (host,) = (host for host, pod, _ in host_paths(spec) if pod == str(Places().state_dir))
+    assert not re.match(r"(/var)?/run/|/tmp/|/dev/", host)
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.timeout(120)
 
 CONFIG = Path(__file__).parents[2] / "deploy/kustomize/base/config.yaml"
 LINKS = "/run/usbplugin"
+STATE = "/var/lib/usbplugin"
 
 
 @pytest.fixture
@@ -41,6 +42,7 @@ def pod(node: HardwareNode) -> DaemonSetPod:
             "/var/lib/kubelet/device-plugins": node.kubelet_dir,
             "/var/lib/kubelet/pod-resources": node.places.pod_resources.parent,
             LINKS: node.link_dir,
+            STATE: node.state_dir,
         },
         config=node.config.parent,
     )
@@ -82,7 +84,7 @@ async def test_as_the_daemonset_defines_it(
         options = {line.split()[1]: line.split()[3].split(",") for line in mounts}
         writable = {path for path, opts in options.items() if "ro" not in opts}
         assert all(
-            path.startswith("/proc") or path in {LINKS, "/var/lib/kubelet/device-plugins"}
+            path.startswith("/proc") or path in {LINKS, STATE, "/var/lib/kubelet/device-plugins"}
             for path in writable
         ), writable
         assert {"/", "/dev", "/sys", "/run", "/run/udev/data"} <= options.keys()

@@ -65,6 +65,7 @@ class ConfinedNode(Node):
         self.writable = [
             self.places.kubelet_dir,
             self.places.link_dir,
+            self.places.state_dir,
             self.places.registry_dir,
             self.places.cdi_dir,
         ]
@@ -117,7 +118,11 @@ def test_the_daemonset_gives_what_is_given_here() -> None:
     }
     assert pod["hostNetwork"] is False
     writable = {m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")}
-    assert writable == {"/var/lib/kubelet/device-plugins", "/run/usbplugin"}
+    assert writable == {
+        "/var/lib/kubelet/device-plugins",
+        "/run/usbplugin",
+        "/var/lib/usbplugin",
+    }
 
 
 async def test_it_has_nothing_left_to_give_up(node: Node) -> None:
