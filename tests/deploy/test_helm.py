@@ -14,8 +14,6 @@ from tests.deploy.manifests import (
     configuration,
     environment,
     helm_template,
-    environment,
-    helm_template,
     host_paths,
     load,
     plugin,
@@ -24,8 +22,6 @@ from tests.deploy.manifests import (
 from tests.deploy.tools import output, program
 from usbplugin import __version__
 from usbplugin.config import Config, parse
-
-
 from usbplugin.foundation.places import Places
 
 

@@ -55,6 +55,8 @@ def test_no_container_starts_with_a_device_that_was_swapped_unseen(tmp_path: Pat
     keeper = Keeper(tmp_path / "node", Offer(SERIAL))
     within_loop(lambda: keeper.custody.apply([PortPresent("dev", port)]))
     (device,) = keeper.custody.devices
+    paths = {port.slot: keeper.custody.host_path(device, port)}
+    within_loop(lambda: keeper.custody.grant(device, paths, [device.id]))
     request = v1beta1.PreStartContainerRequest(devices_ids=[device.id])
 
     def pre_start() -> object:

@@ -15,6 +15,7 @@ from tests.fuzz.support import (
     SERIAL,
     Context,
     Keeper,
+    Trusting,
     answer,
     check_device,
     directory,
@@ -74,7 +75,7 @@ def test_from_sysfs_to_the_container(
             "ttyACM0" if modem else "ttyUSB0", "/dev/null", NULL, tty.usb, tty.path, tty.driver
         )
         check_port(port)
-        grant(Keeper(root / "node", HANDOVER), port)
+        grant(Keeper(root / "node", HANDOVER, Trusting()), port)
 
 
 def check_port(port: Port) -> None:
@@ -91,7 +92,8 @@ def grant(keeper: Keeper, port: Port) -> None:
     check_device(device)
     assert device.health is Health.READY
     folder = f"links/{device.id}"
-    assert keeper.written() == {"links", folder, f"{folder}/{port.slot}", f"{folder}/device.json"}
+    states = {"states", f"states/{device.id}.json"}
+    assert keeper.written() == {"links", folder, f"{folder}/{port.slot}"} | states
     request = v1beta1.AllocateRequest(
         container_requests=[v1beta1.ContainerAllocateRequest(devices_ids=[device.id])]
     )

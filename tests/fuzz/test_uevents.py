@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.discovery.test_sysfs import FakeSysfs
-from tests.fuzz.support import SERIAL, Keeper, directory, log_lines
+from tests.fuzz.support import SERIAL, Keeper, Trusting, directory, log_lines
 from tests.fuzz.test_descriptors import grant
 from usbplugin.custody import Offer
 from usbplugin.discovery import DeviceNumber, Readiness, sightings
@@ -99,4 +99,4 @@ def test_any_entry_of_the_database(entry: DatabaseEntry, heard: Sequence[str]) -
             links=port.links,
             readiness=Readiness.READY,
         )
-        grant(Keeper(root / "node", Offer(SERIAL, by_id_links=True)), whole)
+        grant(Keeper(root / "node", Offer(SERIAL, by_id_links=True), Trusting()), whole)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import select
+import shutil
 import socket
 import threading
 import time
@@ -240,8 +241,7 @@ async def test_a_device_known_from_its_holder_alone_is_listed_too(node: Node) ->
         await node.kubelet.wait_healthy(SERIAL, {GPS})
         await node.kubelet.run_container(SERIAL)
     node.bus.unplug("ttyUSB0")
-    for entry in (node.link_dir / GPS).iterdir():
-        entry.unlink()
+    shutil.rmtree(node.places.state_dir)
     async with node.agent() as agent:
         await node.until_held(agent, GPS)
         (row,) = await daemon(node).rows()
@@ -429,7 +429,7 @@ async def test_hostile_descriptors_stay_inside_their_label(node: Node) -> None:
 async def test_without_a_place_for_its_socket_the_plugin_works_all_the_same(
     node: Node, caplog: pytest.LogCaptureFixture
 ) -> None:
-    node.link_dir.write_text("not a directory")
+    (node.link_dir / "usbplugin.sock").mkdir(parents=True)
     async with node.agent() as agent:
         await node.kubelet.wait_healthy(SERIAL, {GPS})
         assert b'usbplugin_http_listening{listener="unix"} 0' in agent.metrics.render(())

@@ -109,6 +109,7 @@ class _Demo:
             *("--device-dir", str(self._bus_directory)),
             *("--kubelet-dir", str(self._root / "kubelet")),
             *("--link-dir", str(self._root / "links")),
+            *("--state-dir", str(self._root / "state")),
             *("--pod-resources", str(self._root / "pod-resources")),
         ]
         self._tell.say("$ usbplugin " + " ".join(command[3:]))
