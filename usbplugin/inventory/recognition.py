@@ -97,20 +97,21 @@ class Recognition:
 
     def is_of(self, retired: Record, port: Port) -> bool:
         """Whether a port is the hardware of a device that is not offered any longer."""
-        unit = retired.rule.unit
+        unit, whole = retired.rule.unit, fingerprint(port, retired.rule.unit)
         seen_as = {fingerprint(known, unit) for known in retired.ports.values()}
-        if fingerprint(port, unit) in seen_as:
+        if whole in seen_as:
             return True
         if retired.id not in possible_ids(port, retired.rule.name):
             return False
         if not seen_as or not is_by_serial(retired.id):
             return True  # whatever is plugged in there now
-        return (
-            descriptors(port, unit) in retired.claims()
-            and port.slot not in retired.present
-            and not retired.has_twin
-            and not self._has_twin(retired)
+        claims = descriptors(port, unit)
+        is_alone = not any(
+            descriptors(known, unit) == claims and fingerprint(known, unit) != whole
+            for other in self._records.values()
+            for known in (other.ports[slot] for slot in other.present)
         )
+        return claims in retired.claims() and is_alone and not retired.has_twin
 
     def _candidates(self, port: Port, rule: ResourceRule) -> tuple[str, ...]:
         return candidate_ids(port, rule.identity, rule.unit, self._parts[rule.name])
