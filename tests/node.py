@@ -117,6 +117,12 @@ class Node(BareNode):
     def plug(self, name: str, serial: str) -> VirtualPort:
         return self.bus.plug(name, self.descriptors(serial))
 
+    async def until_connected(self, resource: str = SERIAL) -> None:
+        """Wait until the kubelet has a stream from the plugin."""
+        await self.kubelet.wait_for(
+            lambda: resource in self.kubelet.resources and self.kubelet.resource(resource).connected
+        )
+
     async def until_held(self, agent: Agent, device_id: str) -> None:
         """Wait until the agent knows that a container holds the device."""
         await self._until(agent, lambda device: bool(device.holders), device_id)

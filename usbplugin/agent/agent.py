@@ -120,6 +120,8 @@ class Agent:
             self._holders.refresh,
         )
         self._listeners = Listeners(status, self._metrics, self._journal.history)
+        self._early: list[Fact] | None = []
+        """What was found before all sources were heard; None since then."""
         self._unheard = {source.name for source in self._sources}
         self._heard = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -169,8 +171,8 @@ class Agent:
                     await self._close_front(list(self._front.sessions))
                     for task in self._helpers:
                         task.cancel()
-                    await self._holders.ask()
-                    if not self._unheard:
+                    if self._early is None:  # else nothing is known, and nothing was changed
+                        await self._holders.ask()
                         self._custody.release()
                     if self._config.node_features:
                         self._features.remove()
@@ -238,6 +240,8 @@ class Agent:
             wait.cancel()
         if self._stopping.is_set():
             return
+        early, self._early = self._early or [], None
+        self._custody.apply(early)
         await self._custody.consult()
         await self._holders.ask()
         if self._unheard:
@@ -254,7 +258,11 @@ class Agent:
         self._custody.clean_up()
 
     def _take(self, facts: Sequence[Fact]) -> None:
-        self._custody.apply(facts)
+        if self._early is None:
+            self._custody.apply(facts)
+        else:
+            # A device that a source has not listed yet is not away: nothing is to be done about it.
+            self._early += facts
         # The streams first, then the books.
         asyncio.get_running_loop().call_soon(self._note, facts)
 
