@@ -6,13 +6,14 @@ import os
 import sys
 from pathlib import Path
 
-from benchmarks import idle, latency, memory, process, storm
+from benchmarks import idle, latency, memory, preference, process, storm
 from benchmarks.report import Report
 from usbplugin.telemetry import logs
 
 
 async def _measure(report: Report, options: argparse.Namespace) -> None:
     await latency.measure(report, options.rounds)
+    preference.measure(report, options.choices)
     await storm.measure(report, options.storms)
     await process.measure(report, options.starts, options.restarts)
     await idle.measure(report, options.idle_seconds)
@@ -26,6 +27,9 @@ def main() -> int:
     )
     parser.add_argument(
         "--rounds", type=int, default=1000, help="rounds per latency (default 1000)"
+    )
+    parser.add_argument(
+        "--choices", type=int, default=50, help="choices of devices, of each size (default 50)"
     )
     parser.add_argument("--storms", type=int, default=5, help="storms of events (default 5)")
     parser.add_argument(

@@ -8,7 +8,7 @@ import pytest
 from tests.support import usb_port
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.custody import Offer
-from usbplugin.deviceplugin.allocation import allocate, prefer
+from usbplugin.deviceplugin.allocation import allocate
 from usbplugin.discovery import DeviceNumber, Port
 from usbplugin.errors import AllocationError
 from usbplugin.inventory import Device, Health, Snapshot
@@ -175,47 +175,6 @@ def test_refusals(containers: list[list[str]], status: str, message: str) -> Non
     assert found_message.startswith(message)
 
 
-HUBS = Snapshot(
-    SERIAL,
-    (
-        device("hub1-old", usb_port("ttyUSB0", location="pci-1.1", numa_node=0), since=1.0),
-        device("hub2-a", usb_port("ttyUSB1", location="pci-2.1", numa_node=0), since=3.0),
-        device("hub2-b", usb_port("ttyUSB2", location="pci-2.4", numa_node=0), since=4.0),
-        device("far", usb_port("ttyUSB3", location="pcj-1", numa_node=1), since=2.0),
-        device("hub1-new", usb_port("ttyUSB4", location="pci-1.2", numa_node=0), since=5.0),
-    ),
-)
-
-
-def preferred(size: int, must: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> list[str]:
-    request = v1beta1.ContainerPreferredAllocationRequest(
-        available_deviceIDs=[d.id for d in HUBS.devices if d.id not in without],
-        must_include_deviceIDs=must,
-        allocation_size=size,
-    )
-    return list(prefer(request, HUBS, 1).deviceIDs)
-
-
-def test_the_longest_ready_device_is_preferred() -> None:
-    assert preferred(1) == ["hub1-old"]
-
-
-def test_a_second_device_comes_from_the_same_hub() -> None:
-    assert preferred(2) == ["hub1-old", "hub1-new"]
-
-
-def test_what_must_be_included_is_and_decides_the_hub() -> None:
-    assert preferred(2, must=("hub2-b",)) == ["hub2-b", "hub2-a"]
-
-
-def test_the_same_numa_node_comes_next() -> None:
-    assert preferred(2, must=("hub2-a",), without=("hub2-b",)) == ["hub2-a", "hub1-old"]
-
-
-def test_no_more_is_answered_than_there_is() -> None:
-    assert len(preferred(9)) == 5
-
-
 def test_the_share_of_a_device_is_written_in_one_way_only() -> None:
     assert device_of("usb-a.0", 3) == "usb-a"
     odd = [
@@ -233,56 +192,6 @@ def test_an_id_that_nobody_knows_is_shown_in_short() -> None:
     status, message = refused(["x" * 100_000 + "\n"])
     assert status == "NOT_FOUND"
     assert len(message) < 300
-
-
-def test_one_numa_node_counts_more_than_having_been_ready_for_long() -> None:
-    assert preferred(2, must=("hub2-a",), without=("hub2-b", "hub1-old")) == ["hub2-a", "hub1-new"]
-    assert preferred(2, must=("far",), without=("hub1-old",)) == ["far", "hub2-a"]
-
-
-def test_one_hub_counts_more_than_one_numa_node() -> None:
-    snapshot = Snapshot(
-        SERIAL,
-        (
-            device("chosen", usb_port("ttyUSB0", location="pci-1.1", numa_node=0)),
-            device("same-node", usb_port("ttyUSB1", location="pci-2.1", numa_node=0), since=1.0),
-            device("same-hub", usb_port("ttyUSB2", location="pci-1.2", numa_node=1), since=2.0),
-        ),
-    )
-    request = v1beta1.ContainerPreferredAllocationRequest(
-        available_deviceIDs=["same-node", "same-hub"],
-        must_include_deviceIDs=["chosen"],
-        allocation_size=2,
-    )
-    assert list(prefer(request, snapshot, 1).deviceIDs) == ["chosen", "same-hub"]
-
-
-@pytest.mark.parametrize(
-    "places",
-    [
-        # Hub and NUMA node of c, a, b, and of what is free: beside c, and beside a and b.
-        [("2", 0), ("1", 0), ("1", 0), ("2", 0), ("1", 0)],
-        [("2", 1), ("1", 0), ("3", 0), ("4", 1), ("5", 0)],
-    ],
-    ids=["hub", "numa-node"],
-)
-def test_where_most_of_the_chosen_are_decides(places: list[tuple[str, int]]) -> None:
-    names = ["c", "a", "b", "beside-c", "beside-a-and-b"]
-    snapshot = Snapshot(
-        SERIAL,
-        tuple(
-            device(
-                name,
-                usb_port(location=f"pci-{hub}.{position}", numa_node=node),
-                since=float(position),
-            )
-            for position, (name, (hub, node)) in enumerate(zip(names, places, strict=True))
-        ),
-    )
-    request = v1beta1.ContainerPreferredAllocationRequest(
-        available_deviceIDs=names[3:], must_include_deviceIDs=names[:3], allocation_size=4
-    )
-    assert list(prefer(request, snapshot, 1).deviceIDs) == ["c", "a", "b", "beside-a-and-b"]
 
 
 def test_an_id_is_cut_only_where_it_is_longer_than_any_that_is_ours() -> None:
@@ -345,34 +254,3 @@ def test_the_ports_and_devices_of_a_container_path_are_counted_from_zero() -> No
     response, _ = allocate(request, Snapshot(SERIAL, modems), offer, link_to, locate)
     paths = [one.container_path for one in response.container_responses[0].devices]
     assert paths == ["/dev/m0.0", "/dev/m0.1", "/dev/m1.0", "/dev/m1.1"]
-
-
-def chosen(available: list[str], must: list[str], size: int, shares: int = 1) -> list[str]:
-    request = v1beta1.ContainerPreferredAllocationRequest(
-        available_deviceIDs=available, must_include_deviceIDs=must, allocation_size=size
-    )
-    return list(prefer(request, HUBS, shares).deviceIDs)
-
-
-def test_what_is_not_known_is_taken_last_and_hinders_nobody() -> None:
-    assert chosen(["ghost", "far"], [], 1) == ["far"]
-    assert chosen(["ghost", "far"], ["phantom"], 3) == ["phantom", "far", "ghost"]
-    never_seen = Device("held", SERIAL, Health.UNPLUGGED, "held", (), 0.0)
-    request = v1beta1.ContainerPreferredAllocationRequest(
-        available_deviceIDs=["held", "a"], must_include_deviceIDs=["held"], allocation_size=2
-    )
-    snapshot = Snapshot(SERIAL, (never_seen, *SNAPSHOT.devices))
-    assert list(prefer(request, snapshot, 1).deviceIDs) == ["held", "a"]
-
-
-def test_shares_are_spread_over_devices_that_fewer_containers_have() -> None:
-    shares = ["hub1-old.1", "hub1-old.2", "far.0", "far.1", "far.2"]
-    assert chosen(shares, [], 1, shares=3) == ["far.0"], "nobody has it yet"
-    assert chosen(shares, [], 2, shares=3) == ["far.0", "hub1-old.1"], "one of each"
-    assert chosen(shares, ["far.0"], 2, shares=3) == ["far.0", "hub1-old.1"]
-
-
-def test_what_must_be_included_is_counted_once() -> None:
-    assert chosen(["far", "hub1-old"], ["far", "far"], 2) == ["far", "hub1-old"]
-    assert chosen(["far", "hub1-old"], ["far"], 1) == ["far"]
-    assert chosen(["far", "hub1-old"], [], 0) == []

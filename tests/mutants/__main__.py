@@ -38,6 +38,7 @@ ROOMS = {
     "usbplugin/custody/holders.py": ["tests/custody/test_custody.py"],
     "usbplugin/discovery/identity.py": ["tests/discovery/test_identity.py"],
     "usbplugin/deviceplugin/allocation.py": ["tests/deviceplugin/test_allocation.py"],
+    "usbplugin/deviceplugin/preference.py": ["tests/deviceplugin/test_preference.py"],
 }
 # Annotations are no code, so that what is done to their bars shows nothing. And of what an
 # operator may be replaced with, the opposite and the boundary are enough to see whether a test

@@ -1,4 +1,4 @@
-"""From requested device IDs to what a container gets, and which devices to prefer. Pure.
+"""From requested device IDs to what a container gets. Pure.
 
 Every rule here is all or nothing: a request that cannot be met in full is refused, with a text
 that an operator reads in the pod's events.
@@ -98,68 +98,6 @@ def _usable_devices(
             )
         found[device_id] = device
     return found
-
-
-def prefer(
-    request: v1beta1.ContainerPreferredAllocationRequest, snapshot: Snapshot, shares: int
-) -> v1beta1.ContainerPreferredAllocationResponse:
-    """Choose: what must be included, then one USB hub, then one NUMA node, then longest ready.
-
-    Shared devices are spread: one that fewer containers have comes first.
-    """
-    chosen = list(dict.fromkeys(request.must_include_deviceIDs))
-    included = set(chosen)
-    free = dict.fromkeys(one for one in request.available_deviceIDs if one not in included)
-    left = Counter(device_of(share_id, shares) for share_id in free)
-    near = _Neighbourhood(snapshot)
-    for share_id in chosen:
-        near.add(device_of(share_id, shares))
-
-    def rank(share_id: str) -> tuple[float, ...]:
-        device_id = device_of(share_id, shares)
-        return (near.shares[device_id], -left[device_id], *near.rank(device_id))
-
-    while free and len(chosen) < request.allocation_size:
-        best = min(free, key=rank)
-        del free[best]
-        chosen.append(best)
-        near.add(device_of(best, shares))
-    return v1beta1.ContainerPreferredAllocationResponse(deviceIDs=chosen)
-
-
-class _Neighbourhood:
-    """Where the devices are that were chosen so far."""
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        self.shares: Counter[str] = Counter()
-        """How often each device was chosen."""
-        self._snapshot = snapshot
-        self._hubs: Counter[str] = Counter()
-        self._numa_nodes: Counter[int | None] = Counter()
-
-    def add(self, device_id: str) -> None:
-        self.shares[device_id] += 1
-        device = self._snapshot.by_id.get(device_id)
-        if device is not None and device.ports:
-            self._hubs[_hub(device)] += 1
-            self._numa_nodes[_numa_node(device)] += 1
-
-    def rank(self, device_id: str) -> tuple[float, ...]:
-        """Less is better."""
-        device = self._snapshot.by_id.get(device_id)
-        if device is None or not device.ports:
-            return (1, 0, 0, 0)
-        return (0, -self._hubs[_hub(device)], -self._numa_nodes[_numa_node(device)], device.since)
-
-
-def _hub(device: Device) -> str:
-    """Location of the hub that the device is plugged into: its own without the last port."""
-    usb = device.ports[0].usb
-    return re.sub(r"[.-][^.-]*\Z", "", usb.location) if usb else ""
-
-
-def _numa_node(device: Device) -> int | None:
-    return device.ports[0].numa_node
 
 
 def _container_response(

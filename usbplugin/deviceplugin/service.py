@@ -15,8 +15,9 @@ import grpc
 
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
-from usbplugin.deviceplugin.allocation import allocate, prefer
+from usbplugin.deviceplugin.allocation import allocate
 from usbplugin.deviceplugin.list_writer import ListWriter
+from usbplugin.deviceplugin.preference import prefer
 from usbplugin.errors import AllocationError
 from usbplugin.foundation.pulse import Pulse
 from usbplugin.inventory.shares import device_of
