@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from benchmarks.subject import RESOURCE, device_id, port
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
-from usbplugin.inventory.shares import share_ids
 from usbplugin.deviceplugin.preference import prefer
 from usbplugin.inventory import Device, Health, Snapshot
+from usbplugin.inventory.shares import share_ids
 
 if TYPE_CHECKING:
     from benchmarks.report import Report

@@ -22,8 +22,11 @@ from usbplugin.deviceplugin import Session, State, backoff
 from usbplugin.deviceplugin.session import STREAM_TIMEOUT
 from usbplugin.errors import KubeletError
 from usbplugin.inventory import Device, Health, Snapshot
+from usbplugin.inventory.shares import MOST_SHARES
 from usbplugin.kubelet import ClassicRegistrar, PluginDirectory, WatcherRegistrar
+from usbplugin.status.collect import of_sessions
 from usbplugin.status.health import readiness
+from usbplugin.telemetry.catalogue import DEVICES_LEFT_OUT
 from usbplugin.telemetry.observer import UNOBSERVED, Observer
 from usbplugin.virtual.kubelet import EmbeddedKubelet
 
@@ -91,10 +94,16 @@ async def running(
     stream_timeout: float = STREAM_TIMEOUT,
     registrar: type[ClassicRegistrar | WatcherRegistrar] = ClassicRegistrar,
     observer: Observer = UNOBSERVED,
+    shares: int = 1,
 ) -> AsyncIterator[Session]:
     plugins = PluginDirectory(directory)
     session = Session(
-        Offer(SERIAL), first, registrar(plugins), NodesOnly(), stream_timeout, observer
+        Offer(SERIAL, shares=shares),
+        first,
+        registrar(plugins),
+        NodesOnly(),
+        stream_timeout,
+        observer,
     )
     watching = asyncio.create_task(plugins.watch(session.look))
     work = asyncio.create_task(session.run())
@@ -172,6 +181,26 @@ async def test_what_the_kubelet_is_not_told_sends_no_message(
         session.publish(snapshot("a", "b"))
         await kubelet.wait_healthy(SERIAL, {"a", "b"})
         assert len(kubelet.log.messages) - before == 1
+
+
+async def test_with_more_devices_than_the_kubelet_takes_those_worth_most_are_served(
+    directory: Path, kubelet: EmbeddedKubelet
+) -> None:
+    ids = tuple(f"usb-{number:055}" for number in range(80))
+    ready = {f"{ids[79]}.{share}" for share in range(MOST_SHARES)}
+    crowd = snapshot(*ids, away=ids[:79])
+    async with running(directory, crowd, shares=MOST_SHARES) as session:
+        await kubelet.wait_healthy(SERIAL, ready)
+        await until_streaming(session)
+        assert 0 < session.left_out < 79
+        assert kubelet.resource(SERIAL).capacity == (80 - session.left_out) * MOST_SHARES
+        readings = {reading.metric: list(reading.samples()) for reading in of_sessions([session])}
+        (sample,) = readings[DEVICES_LEFT_OUT]
+        assert sample.value == session.left_out
+        session.publish(snapshot(ids[79]))
+        await kubelet.wait_for(lambda: kubelet.resource(SERIAL).capacity == MOST_SHARES)
+        assert session.left_out == 0
+    assert len(kubelet.log.registrations) == 1
 
 
 async def test_the_kubelet_may_come_later(directory: Path) -> None:

@@ -343,6 +343,7 @@ async def test_the_metrics_tell_the_whole_story(node: Node) -> None:
                 f"{metric.name} is not shown from the start"
             )
         assert found[f"usbplugin_devices {SERIAL} unhealthy unplugged"] == 0
+        assert found[f"usbplugin_devices_left_out {SERIAL}"] == 0
         assert found[f"usbplugin_kubelet_calls_total {SERIAL} Allocate ok"] == 0
         assert found[f"usbplugin_kubelet_restarts_total {SERIAL}"] == 0
         assert found[f"usbplugin_device_replugs_total {SERIAL}"] == 0

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_MOST_NAMED = 5
+"""How many devices that were left out of the list a log line names."""
+
 
 class Custody(Protocol):
     """What a plugin asks of the rest of the program, which keeps what containers are given."""
@@ -113,7 +116,8 @@ class DevicePlugin(rpc.DevicePluginServicer):
         self._offer = offer
         self._snapshot = snapshot
         self._writer = ListWriter(offer.shares)
-        self._list = self._writer.write(snapshot)
+        self._left_out: set[str] = set()
+        self._list = self._write(snapshot)
         self._custody = custody
         self._on_stream = on_stream
         self._noticed: float | None = None
@@ -139,6 +143,11 @@ class DevicePlugin(rpc.DevicePluginServicer):
         """Whether a stream has ended. If there were several, nobody can tell whose it was."""
         return self._opened > self._streams
 
+    @property
+    def left_out(self) -> int:
+        """How many devices the kubelet is not told of, because its list has no room for them."""
+        return len(self._left_out)
+
     def publish(self, snapshot: Snapshot, noticed: float | None = None) -> None:
         """Send ``snapshot`` on all streams, unless a newer one comes before they get to it.
 
@@ -147,7 +156,7 @@ class DevicePlugin(rpc.DevicePluginServicer):
             noticed: When a source noticed what led to it (``time.monotonic``), if one did.
         """
         self._snapshot = snapshot
-        written = self._writer.write(snapshot)
+        written = self._write(snapshot)
         if written != self._list:  # what changed may be nothing that the kubelet is told
             self._list = written
             if self._noticed is None:  # what nobody was sent yet counts from its beginning
@@ -158,6 +167,25 @@ class DevicePlugin(rpc.DevicePluginServicer):
         """End all streams."""
         self._closed = True
         self._changed.beat()
+
+    def _write(self, snapshot: Snapshot) -> bytes:
+        """The list; which devices it has no room for is logged whenever others are left out."""
+        written = self._writer.write(snapshot)
+        ids = [device.id for device in self._writer.left_out]
+        if self._left_out != set(ids):
+            self._left_out = set(ids)
+            if ids:
+                _log.warning(
+                    "devices left out of the kubelet's list, which would be too large: lower"
+                    " shares or retention",
+                    extra=fields(resource=self.resource, count=len(ids), some=ids[:_MOST_NAMED]),
+                )
+            else:
+                _log.info(
+                    "no device is left out of the kubelet's list any more",
+                    extra=fields(resource=self.resource),
+                )
+        return written
 
     def _unsent_since(self) -> float | None:
         """When that was noticed which is about to be sent; asked once."""

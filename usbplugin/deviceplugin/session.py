@@ -100,6 +100,11 @@ class Session:
         """How many streams the kubelet has open."""
         return self._plugin.streams if self._plugin else 0
 
+    @property
+    def left_out(self) -> int:
+        """How many devices the kubelet is not told of, because its list has no room for them."""
+        return self._plugin.left_out if self._plugin else 0
+
     async def silence(self) -> str:
         """Why nobody answers on the session's own socket; empty if one does, or none has to."""
         if (socket := self._socket) is None:

@@ -71,12 +71,13 @@ def of_sources(
 
 
 def of_sessions(sessions: Iterable[Session]) -> list[Readings]:
-    """Whether sessions are registered, and how many streams they have."""
+    """Whether sessions are registered, what streams they have, and what those leave out."""
     sessions = tuple(sessions)
     known = (State.REGISTERED, State.STREAMING)
     return [
         Readings(catalogue.REGISTERED, {(s.resource,): s.state in known for s in sessions}),
         Readings(catalogue.STREAMS, {(s.resource,): s.streams for s in sessions}),
+        Readings(catalogue.DEVICES_LEFT_OUT, {(s.resource,): s.left_out for s in sessions}),
     ]
 
 

@@ -29,6 +29,12 @@ DEVICES_HELD = Metric(
     "Devices held by containers, by the health reported to the kubelet.",
     ("resource", "health"),
 )
+DEVICES_LEFT_OUT = Metric(
+    "usbplugin_devices_left_out",
+    _GAUGE,
+    "Devices the kubelet is not told of, because the list would be more than it takes (4 MiB).",
+    ("resource",),
+)
 DEVICE_INFO = Metric(
     "usbplugin_device_info",
     _GAUGE,
@@ -238,7 +244,10 @@ STARTED = Metric(
 )
 
 SECTIONS = {
-    "Devices": (DEVICES, DEVICES_HELD, DEVICE_INFO, DEVICE_READY, DEVICE_HOLDERS, PORTS),
+    "Devices": (
+        *(DEVICES, DEVICES_HELD, DEVICES_LEFT_OUT, DEVICE_INFO, DEVICE_READY, DEVICE_HOLDERS),
+        PORTS,
+    ),
     "Hotplug": (
         *(DEVICE_CHANGES, DEVICE_REPLUGS, HOTPLUG_TO_STREAM, PORT_EVENTS, RESCANS),
         *(SOURCE_UP, SOURCE_INFO, SOURCE_LISTED),
