@@ -157,13 +157,13 @@ class NoCustody:
     def locate(self, device_id: str) -> str | None:
         raise NotImplementedError
 
-    def grant(self, device: Device, paths: Mapping[str, str] | None) -> None:
+    async def grant_problem(self, devices: Sequence[Device]) -> str:
         raise NotImplementedError
 
-    def container_ended(self, device_id: str) -> None:
+    def grant(self, device: Device, paths: Mapping[str, str], listed_ids: Sequence[str]) -> str:
         raise NotImplementedError
 
-    def start_problem(self, device: Device) -> str:
+    async def start(self, resource: str, listed_ids: Sequence[str]) -> str:
         raise NotImplementedError
 
 

@@ -194,12 +194,16 @@ async def test_with_the_plugin_watcher_and_cdi(node: Node) -> None:
         assert GPS in spec.read_text()
 
 
-async def test_without_a_place_to_write_to_it_says_so_and_goes_on(node: Node) -> None:
+@pytest.mark.parametrize(
+    ("place", "says"), [("link_dir", "cannot keep links"), ("state_dir", "cannot save state")]
+)
+async def test_without_a_place_to_write_to_it_says_so_and_offers_nothing(
+    node: Node, place: str, says: str
+) -> None:
     assert isinstance(node, ConfinedNode)
-    node.writable.remove(node.places.link_dir)
+    node.writable.remove(getattr(node.places, place))
     async with node.serve() as process:
-        await node.kubelet.wait_healthy(SERIAL, {GPS})
-        container = await node.kubelet.run_container(SERIAL)
-        (mount,) = container.mounts
-        assert mount.host_path.startswith("/dev/pts/")
-        await process.wait_for_log("cannot keep links")
+        await process.wait_for_log(says)
+        await node.until_connected()
+        (device,) = node.kubelet.resource(SERIAL).devices.values()
+        assert (device.id, device.healthy) == (GPS, False)
