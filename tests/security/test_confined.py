@@ -205,5 +205,5 @@ async def test_without_a_place_to_write_to_it_says_so_and_offers_nothing(
     async with node.serve() as process:
         await process.wait_for_log(says)
         await node.until_connected()
-        (device,) = node.kubelet.resource(SERIAL).devices.values()
-        assert (device.id, device.healthy) == (GPS, False)
+        await node.kubelet.wait_for(lambda: GPS in node.kubelet.resource(SERIAL).devices)
+        assert node.kubelet.resource(SERIAL).healthy == frozenset()
