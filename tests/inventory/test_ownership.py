@@ -231,7 +231,7 @@ def test_fewer_shares_wait_for_all_that_are_more() -> None:
     assert (
         node.reason() == f"default/pod2/main holds it as {SERIAL} {A}.2; free once that pod is gone"
     )
-    assert node.inventory.devices[0].held_as == (f"{A}.0", f"{A}.2")
+    assert node.inventory.devices[0].also_listed == (f"{A}.2",)
     node.take(f"{A}.2")
     assert node.health == {A: Health.READY}
     node.reload(PLAIN)

@@ -40,10 +40,7 @@ class Admission:
         self._eyes = eyes
 
     async def grant_problem(self, devices: Sequence[Device]) -> str:
-        """Why these devices must not be granted; empty if they may."""
-        for device in devices:
-            if problem := self._effects.problem_of_links(device):
-                return f"{device.id}: {problem}"
+        """Why these devices are not at this moment what they are known to be; empty if they are."""
         return await self._look(devices, partial(grant_problem, devices, self._eyes))
 
     async def start_problem(self, keys: Sequence[GrantKey]) -> str:

@@ -241,7 +241,7 @@ class Custody:
         return device.resource if device else None
 
     async def grant_problem(self, devices: Sequence[Device]) -> str:
-        """Why these devices must not be granted at this moment; empty if they may."""
+        """Why these devices are not at this moment what they are known to be; empty if they are."""
         return await self._admission.grant_problem(devices)
 
     def grant(self, device: Device, paths: Mapping[str, str], listed_ids: Sequence[str]) -> str:
@@ -255,6 +255,8 @@ class Custody:
         Returns:
             Why it must not; empty if it may.
         """
+        if problem := self._effects.problem_of_links(device):
+            return problem
         self._carry_out(self._inventory.grant(device.id, paths, time.monotonic(), listed_ids))
         self._changed.beat()  # the next holder may well be given what the last one was
         self._effects.restore(self._inventory.state(device.id))

@@ -91,6 +91,6 @@ def _serialized(device: Device, shares: int) -> bytes:
             v1beta1.Device(ID=share_id, health=health, topology=topology)
             # What a container holds on other terms is listed as well: the kubelet reports an
             # unlisted device as healthy.
-            for share_id in dict.fromkeys((*share_ids(device.id, shares), *device.held_as))
+            for share_id in dict.fromkeys((*share_ids(device.id, shares), *device.also_listed))
         ]
     ).SerializeToString()

@@ -47,7 +47,7 @@ class Custody(Protocol):
         """The resource that knows a device ID."""
 
     async def grant_problem(self, devices: Sequence[Device]) -> str:
-        """Why these devices must not be granted at this moment; empty if they may."""
+        """Why these devices are not at this moment what they are known to be; empty if they are."""
 
     def grant(self, device: Device, paths: Mapping[str, str], listed_ids: Sequence[str]) -> str:
         """A container gets the device; why it must not, or empty if it may.
@@ -253,10 +253,13 @@ class DevicePlugin(rpc.DevicePluginServicer):
     async def _allocate(
         self, request: v1beta1.AllocateRequest, ids: Iterable[Sequence[str]]
     ) -> v1beta1.AllocateResponse:
-        _, devices = self._answer_to(request)
-        if problem := await self._custody.grant_problem(devices):
-            raise _refused(problem)
-        response, devices = self._answer_to(request)  # things may have changed meanwhile
+        response, devices = self._answer_to(request)
+        if not self._offer.pre_start:
+            # Nobody will ask again before the container starts. Else a refusal here would only be
+            # worse: it fails the pod for good, and a refused start is tried again.
+            if problem := await self._custody.grant_problem(devices):
+                raise _refused(problem)
+            response, devices = self._answer_to(request)  # things may have changed meanwhile
         for device in devices:
             paths = {port.slot: self._host_path(device, port) for port in device.ports}
             listed = [

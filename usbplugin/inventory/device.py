@@ -32,8 +32,8 @@ class Device(msgspec.Struct, frozen=True):
     """When ``health`` became what it is; seconds of the inventory's clock."""
     holders: tuple[str, ...] = ()
     """Who holds it, as ``namespace/pod/container``."""
-    held_as: tuple[str, ...] = ()
-    """The listed IDs under which its resource has it granted."""
+    also_listed: tuple[str, ...] = ()
+    """Listed IDs under which a pod holds it, and under which it is not offered any longer."""
 
     @property
     def nodes(self) -> tuple[str, ...]:

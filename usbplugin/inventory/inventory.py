@@ -328,9 +328,7 @@ class Inventory:
             ports=record.in_order(),
             since=record.since,
             holders=self._book.holders(device_id),
-            held_as=tuple(
-                sorted(h.key[1] for h in self._book.held(device_id) if h.key[0] == record.rule.name)
-            ),
+            also_listed=self._standings.outdated_ids(record),
         )
         return device, self._state(record)
 

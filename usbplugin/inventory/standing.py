@@ -62,6 +62,16 @@ class Standings:
                     ] = None
         return list(ways)
 
+    def outdated_ids(self, record: Record) -> tuple[str, ...]:
+        """The listed IDs of its resource under which a device is held, and offered no longer."""
+        return tuple(
+            sorted(
+                holding.key[1]
+                for holding in self._book.held(record.id)
+                if holding.key[0] == record.rule.name and not _is_as_offered(record, holding)
+            )
+        )
+
     def _fate(self, record: Record) -> str:
         """What becomes of a device that is not offered any longer."""
         others = {
