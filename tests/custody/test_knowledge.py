@@ -52,9 +52,10 @@ async def test_after_a_loss_of_all_state_the_kubelets_notes_tell_what_was_given(
         container = await node.kubelet.run_container(SERIAL)
     shutil.rmtree(node.places.state_dir)
     async with node.agent() as agent:
-        await node.until_held(agent, GPS)
-        await node.kubelet.wait_healthy(SERIAL, {GPS})
+        await node.until_health(agent, GPS, Health.DISPLACED)
+        await node.until_connected()
         await container.restart()
+        await node.kubelet.wait_healthy(SERIAL, {GPS})
 
 
 async def test_where_nothing_tells_what_was_given_the_container_does_not_start(

@@ -32,14 +32,14 @@ def replay(device_ids: tuple[str, ...], *paths: str, **changes: object) -> Repla
 
 def told(*replays: Replay) -> dict[str, dict[str, GrantedPort]]:
     grants = grants_of(replays, NUMBERS.get)
-    assert all(grant.resource == SERIAL for grant in grants)
+    assert all(grant.resource == SERIAL and grant.is_unsure for grant in grants)
     return {grant.listed_id: grant.ports for grant in grants}
 
 
 def test_links_tell_which_device_they_are_of_wherever_they_are() -> None:
     paths = [f"/run/usbplugin/{DOOR}/if00", f"/old/links/{GPS}/if00"]
     assert told(replay((GPS, DOOR), *paths)) == {
-        DOOR: {"if00": GrantedPort(DeviceNumber(188, 1), paths[0])},
+        DOOR: {"if00": GrantedPort(None, paths[0], (DeviceNumber(188, 1),))},
         GPS: {"if00": GrantedPort(None, paths[1])},
     }
 
@@ -53,7 +53,7 @@ def test_a_modems_ports_are_told_apart_by_their_slots() -> None:
 
 def test_shares_are_of_their_device() -> None:
     path = f"/run/usbplugin/{GPS}/if00"
-    given = {"if00": GrantedPort(DeviceNumber(188, 0), path)}
+    given = {"if00": GrantedPort(None, path, (DeviceNumber(188, 0),))}
     assert told(replay((f"{GPS}.0", f"{GPS}.7"), path)) == {f"{GPS}.0": given, f"{GPS}.7": given}
 
 
@@ -83,6 +83,16 @@ def test_the_node_of_a_single_port_is_its() -> None:
 )
 def test_what_is_not_beyond_doubt_is_left_out(doubtful: Replay) -> None:
     assert told(doubtful) == {}
+
+
+def test_the_name_in_the_container_tells_a_number_that_it_may_have() -> None:
+    path = f"/run/usbplugin/{GPS}/if00"
+    named = replay((GPS,), host_paths={"/dev/ttyACM7": path})
+    assert told(named) == {
+        GPS: {"if00": GrantedPort(None, path, (DeviceNumber(188, 0), DeviceNumber(166, 7)))}
+    }
+    same = replay((GPS,), host_paths={"/dev/ttyUSB0": path})
+    assert told(same) == {GPS: {"if00": GrantedPort(None, path, (DeviceNumber(188, 0),))}}
 
 
 def test_two_notes_that_differ_say_nothing_and_two_that_agree_say_it_once() -> None:

@@ -62,7 +62,9 @@ class Replay:
         return self._done(self.inventory.ended([(self.rule.name, device_id)], self.now))
 
     def grants(self, device_id: str = A) -> tuple[Grant, ...]:
-        return self.inventory.state(device_id).grants
+        state = self.inventory.state(device_id)
+        assert state is not None
+        return state.grants
 
     def hold(self, *held: HeldDevice) -> dict[str, Health]:
         return self._done(self.inventory.hold(held, self.now, self.now))

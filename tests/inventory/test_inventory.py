@@ -299,8 +299,8 @@ def test_a_twin_that_was_forgotten_is_not_taken_for_the_one_that_is_remembered(
     replay.now += RETENTION + 1
     assert replay(gone(one)) == {A: Health.UNPLUGGED}
     if restarted:
-        state = replay.inventory.state(A)
-        replay.inventory = Inventory((ResourceRule(SERIAL),), states=[state], now=replay.now)
+        states = [state_of(replay.inventory, A)]
+        replay.inventory = Inventory((ResourceRule(SERIAL),), states=states, now=replay.now)
     replay.now += 1
     assert replay(present(other)) == {
         A: Health.UNPLUGGED,
@@ -365,12 +365,18 @@ def test_a_serial_shared_with_what_was_forgotten_identifies_nobody_after_a_resta
     assert replay(all_ports(copies(2))) == {BY_SERIAL: Health.UNPLUGGED, AT_TWO: Health.READY}
 
 
+def state_of(inventory: Inventory, device_id: str) -> DeviceState:
+    state = inventory.state(device_id)
+    assert state is not None
+    return state
+
+
 def test_a_serial_that_the_memory_has_of_two_devices_identifies_neither() -> None:
     """An earlier version did not write down that a serial is shared."""
     replay = Replay()
     replay(present(copies(1)), present(copies(2)))
     states = [
-        msgspec.structs.replace(replay.inventory.state(name), has_twin=False)
+        msgspec.structs.replace(state_of(replay.inventory, name), has_twin=False)
         for name in (BY_SERIAL, AT_TWO)
     ]
     replay.inventory = Inventory((ResourceRule(SERIAL),), states=states, now=replay.now)

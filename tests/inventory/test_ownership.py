@@ -93,6 +93,11 @@ class Node:
         held = [HeldDevice(*key, pod) for key, pod in self.held.items()]
         self._done(self.inventory.hold(held, self.now, self.now))
 
+    def grants(self, device_id: str = A) -> tuple[Grant, ...]:
+        state = self.inventory.state(device_id)
+        assert state is not None
+        return state.grants
+
     @property
     def health(self) -> dict[str, Health]:
         return {device.id: device.health for device in self.inventory.devices}
@@ -190,7 +195,7 @@ def test_what_a_mistake_has_changed_is_as_before_once_it_is_mended(
     assert after is not None
     assert after == msgspec.structs.replace(before, since=after.since)
     assert node.health == {A: Health.READY}
-    (grant,) = node.inventory.state(A).grants
+    (grant,) = node.grants()
     assert (grant.key, grant.ports["if00"].path) == ((SERIAL, A), f"/run/{A}/if00")
 
 
@@ -200,7 +205,8 @@ def test_a_device_that_is_not_offered_any_longer_says_what_becomes_of_it() -> No
     assert node.reason() == "its pod may go on using it; the configuration offers it no longer"
     node.reload(ResourceRule(OTHER, identity=IdentityMode.LOCATION))
     assert node.reason() == (
-        f"its pod may go on using it; the configuration offers it as {OTHER} {AT_ITS_PLACE}"
+        "its pod may go on using it until its container ends, for its resource is no more; the"
+        f" configuration offers it as {OTHER} {AT_ITS_PLACE}"
     )
 
 
@@ -386,20 +392,38 @@ def test_what_is_held_as_something_that_nothing_else_is_known_of_is_given_to_nob
 def test_the_kubelets_own_notes_say_what_was_given() -> None:
     node = Node(PLAIN)
     node.plug(usb_port())
-    told = Grant(SERIAL, A, {"if00": GrantedPort(DeviceNumber(188, 0), "/old/links/if00")})
-    node.inventory.learn([told], node.now)
+    ports = {"if00": GrantedPort(None, "/old/links/if00", (DeviceNumber(188, 0),))}
+    node.inventory.learn([Grant(SERIAL, A, ports, is_unsure=True)], node.now)
     node.held[SERIAL, A] = POD
     node.ask()
+    assert node.health == {A: Health.DISPLACED}
+    assert node.reason() == (
+        f"nobody knows any longer with which numbers the container of {POD} runs: restart it"
+    )
+    node.start()
     assert node.health == {A: Health.READY}
-    (grant,) = node.inventory.state(A).grants
-    assert grant.ports == told.ports
+    (grant,) = node.grants()
+    assert grant.ports == {"if00": GrantedPort(DeviceNumber(188, 0), "/old/links/if00")}
+
+
+def test_numbers_that_are_guessed_are_kept_from_others() -> None:
+    node = Node(PLAIN)
+    ports = {"if00": GrantedPort(None, "/old/links/if00", (DeviceNumber(188, 0),))}
+    node.inventory.learn([Grant(SERIAL, A, ports, is_unsure=True)], node.now)
+    node.held[SERIAL, A] = POD
+    node.ask()
+    node.plug(usb_port(serial="NEW", location="0000:00:14.0-2"))
+    node.plug(usb_port("ttyUSB1"))
+    assert node.health == {A: Health.DISPLACED, "usb-0403:6001-NEW-if00": Health.CONTESTED}
+    node.start()
+    assert set(node.health.values()) == {Health.READY}
 
 
 def test_the_kubelets_notes_decide_on_paths_and_not_on_numbers_that_we_know() -> None:
     node = held()
     told = Grant(SERIAL, A, {"if00": GrantedPort(DeviceNumber(188, 9), "/old/links/if00")})
     node.inventory.learn([told], node.now)
-    (grant,) = node.inventory.state(A).grants
+    (grant,) = node.grants()
     assert grant.ports == {"if00": GrantedPort(DeviceNumber(188, 0), "/old/links/if00")}
     assert node.health == {A: Health.READY}
 
@@ -409,7 +433,7 @@ def test_notes_of_a_pod_that_has_gone_are_dropped_with_the_kubelets_first_word()
     node.plug(usb_port())
     node.inventory.learn([Grant(SERIAL, A, {"if00": GrantedPort(None, "/x")})], node.now)
     node.ask()
-    assert node.inventory.state(A).grants == ()
+    assert node.grants() == ()
 
 
 def test_notes_of_other_plugins_are_none_of_ours() -> None:
@@ -439,7 +463,8 @@ def test_two_resources_may_share_the_interfaces_of_a_device(order: tuple[int, ..
 
 def test_what_version_0_1_wrote_of_a_device_holds_for_each_of_its_shares() -> None:
     rule = ResourceRule(SERIAL, shares=2)
-    grant = Grant(SERIAL, A, {"if00": GrantedPort(DeviceNumber(188, 0), f"/run/{A}/if00")})
+    ports = {"if00": GrantedPort(DeviceNumber(188, 0), f"/run/{A}/if00")}
+    grant = Grant(SERIAL, A, ports, is_of_all_shares=True)
     node = Node(rule)
     node.disk[A] = DeviceState(A, SERIAL, (usb_port(),), (grant,))
     node.restart(rule)
@@ -448,7 +473,7 @@ def test_what_version_0_1_wrote_of_a_device_holds_for_each_of_its_shares() -> No
         node.held[SERIAL, f"{A}.{share}"] = f"default/pod{share}/main"
     node.ask()
     assert node.health == {A: Health.READY}
-    assert [one.listed_id for one in node.inventory.state(A).grants] == [f"{A}.0", f"{A}.1"]
+    assert [one.listed_id for one in node.grants()] == [f"{A}.0", f"{A}.1"]
 
 
 def test_an_obstacle_on_disk_is_a_devices_reason_until_it_is_gone() -> None:

@@ -102,7 +102,7 @@ class Agent:
             self._facts.wake_at,
             workers=workers,
             checkpoint=checkpoint,
-            holders_can_tell=pod_resources.is_there or checkpoint.is_there,
+            holders_can_tell=True,  # sooner or later: until then, what was granted counts as held
             boot=boot_id(),
         )
         self._front = DevicePluginFront(
@@ -240,9 +240,11 @@ class Agent:
             wait.cancel()
         if self._stopping.is_set():
             return
+        # Before links are changed: what they lead to is what containers were started with.
+        notes = await self._custody.notes()
         early, self._early = self._early or [], None
         self._custody.apply(early)
-        await self._custody.consult()
+        self._custody.heed(notes)
         await self._holders.ask()
         if self._unheard:
             _log.warning(

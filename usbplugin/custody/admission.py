@@ -7,9 +7,11 @@ with a deadline; then what is known once more, for time has passed.
 from __future__ import annotations
 
 from functools import partial
+from threading import Event
 from typing import TYPE_CHECKING
 
 from usbplugin.custody.starting import Eyes, grant_problem, start_problem
+from usbplugin.foundation.workers import TooManyCallsError
 from usbplugin.inventory.shares import device_of
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ class Admission:
         self._effects = effects
         self._workers = workers
         self._eyes = eyes
+        self._looks: dict[str, Event] = {}
+        """By device, the end of a look that took too long."""
 
     async def grant_problem(self, devices: Sequence[Device]) -> str:
         """Why these devices are not at this moment what they are known to be; empty if they are."""
@@ -50,20 +54,27 @@ class Admission:
             holding = self._inventory().holding(key)
             meant = (holding.device_id,) if holding else (key[1], device_of(key[1]))
             device = next(filter(None, map(self._inventory().find, meant)), None)
+            if device is None and holding is not None:
+                return f"{holding.device_id} has just been found: it is not ready yet"
             if device is None:
                 return f"{key[1]} is unknown to {key[0]}: delete the pod"
-            if problem := self._known_problem(device):
+            if problem := self._known_problem(device, keys):
                 return problem
             if holding is None or holding.grant is None:
                 return f"nobody knows what the container was given for {device.id}: delete the pod"
             devices.append(device)
             looks.append(partial(self._look_before_start, device, holding))
-        return await self._look(devices, lambda: next(filter(None, (look() for look in looks)), ""))
+        problem = await self._look(
+            devices, lambda: next(filter(None, (look() for look in looks)), "")
+        )
+        # Another container may have been started meanwhile.
+        rivals = (self._inventory().conflict(device.id, keys) for device in devices)
+        return problem or next(filter(None, rivals), "")
 
-    def _known_problem(self, device: Device) -> str:
+    def _known_problem(self, device: Device, keys: Sequence[GrantKey]) -> str:
         if not device.health.may_start:
             return f"{device.id} is {device.health.value}: {device.reason}"
-        if conflict := self._inventory().conflict(device.id):
+        if conflict := self._inventory().conflict(device.id, keys):
             return f"{device.id} is contested: {conflict}"
         if problem := self._effects.problem_of_links(device):
             return f"{device.id}: {problem}"
@@ -83,11 +94,28 @@ class Admission:
         return ""
 
     async def _look(self, devices: Sequence[Device], look: Callable[[], str]) -> str:
+        names = {device.id for device in devices}
+        # One thread that hangs is enough for each.
+        hanging = [name for name in names if name in self._looks and not self._looks[name].is_set()]
+        if hanging:
+            return _silence(hanging)
+        ended = Event()
+
+        def look_and_tell() -> str:
+            try:
+                return look()
+            finally:
+                ended.set()
+
         try:
-            problem = await self._workers.answer(look, LOOK_TIMEOUT)
+            problem = await self._workers.answer(look_and_tell, LOOK_TIMEOUT)
+        except TooManyCallsError as error:
+            return f"{', '.join(sorted(names))} could not be looked at: {error}"
         except TimeoutError:
-            names = ", ".join(device.id for device in devices)
-            return f"{names} does not answer: it was looked at for {LOOK_TIMEOUT:g} s"
+            self._looks |= dict.fromkeys(names, ended)
+            return _silence(names)
+        for name in names:
+            self._looks.pop(name, None)
         return problem or self._news_of(devices)
 
     def _news_of(self, devices: Iterable[Device]) -> str:
@@ -97,3 +125,7 @@ class Admission:
             if now is None or (now.health, now.ports) != (device.health, device.ports):
                 return f"{device.id} has changed at this very moment: try again"
         return ""
+
+
+def _silence(names: Iterable[str]) -> str:
+    return f"{', '.join(sorted(names))} does not answer: it was looked at for {LOOK_TIMEOUT:g} s"

@@ -23,6 +23,8 @@ from usbplugin.discovery.identity import is_ours
 from usbplugin.errors import KubeletError
 from usbplugin.foundation.pulse import Pulse
 from usbplugin.inventory import HealthPolicy, Inventory, Update
+from usbplugin.inventory.book import is_told_by
+from usbplugin.inventory.shares import device_of
 from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
@@ -144,7 +146,7 @@ class Custody:
         """Take in who holds what, by the kubelet's word, and what they were given if need be."""
         listed = list(held)
         if any(is_ours(one.device_id) and not self._knows_grant(one.key) for one in listed):
-            await self.consult()
+            self.heed(await self.notes())
         self.hold(listed, asked_at)
 
     def hold(self, held: Iterable[HeldDevice], asked_at: float) -> None:
@@ -152,14 +154,10 @@ class Custody:
         self._carry_out(self._inventory.hold(held, asked_at, time.monotonic()))
         self._save()
 
-    async def consult(self, keys: Iterable[GrantKey] | None = None) -> None:
-        """Read in the kubelet's own notes what containers were given, if they can be read.
-
-        Args:
-            keys: About which listed IDs; all if not given.
-        """
+    async def notes(self) -> tuple[Grant, ...]:
+        """What containers were given by the kubelet's own notes; nothing if they cannot be read."""
         if self._checkpoint is None:
-            return
+            return ()
         checkpoint, number_at = self._checkpoint, self._eyes.number_at
         try:
             grants = await self._workers.answer(
@@ -169,12 +167,13 @@ class Custody:
             if str(error) != self._complaint:
                 self._complaint = str(error)
                 _log.info("the kubelet's checkpoint tells nothing", extra=fields(reason=error))
-            return
+            return ()
         self._complaint = ""
-        wanted = None if keys is None else set(keys)
-        told = [grant for grant in grants if wanted is None or grant.key in wanted]
-        news = [grant for grant in told if self._is_news(grant)]
-        if news:
+        return grants
+
+    def heed(self, notes: Iterable[Grant]) -> None:
+        """Take in the kubelet's own notes, which count."""
+        if news := [grant for grant in notes if self._is_news(grant)]:
             self._carry_out(self._inventory.learn(news, time.monotonic()))
             self._save()
 
@@ -184,20 +183,16 @@ class Custody:
 
     def _is_news(self, grant: Grant) -> bool:
         """Whether the kubelet says something else than we know; that is logged."""
-        known = self._inventory.holding(grant.key)
-        if known is None or known.grant is None:
+        holding = self._inventory.holding(grant.key)
+        if holding is None or holding.grant is None:
             return True
-        differs = {
-            slot: (known.grant.ports[slot].path if slot in known.grant.ports else "", given.path)
-            for slot, given in grant.ports.items()
-            if slot not in known.grant.ports or known.grant.ports[slot].path != given.path
-        }
-        for slot, (ours, theirs) in differs.items():
-            _log.warning(
-                "the kubelet will replay another path than we know of; its word counts",
-                extra=fields(device=known.device_id, slot=slot, known=ours, replayed=theirs),
-            )
-        return bool(differs)
+        if is_told_by(holding.grant, grant):
+            return False
+        _log.warning(
+            "the kubelet will replay other paths than we know of; its word counts",
+            extra=fields(device=holding.device_id, known=holding.grant.paths, replayed=grant.paths),
+        )
+        return True
 
     def look(self) -> None:
         """See whether links and states are there still; called now and then."""
@@ -228,7 +223,7 @@ class Custody:
         if not self._inventory.knows_holders:
             return  # who does not know who holds what, removes nothing
         for resource in self._offers:
-            if not any(device.holders for device in self.snapshot(resource).devices):
+            if not self._inventory.is_of_use(resource):
                 self._effects.remove_spec(resource)
 
     def host_path(self, device: Device, port: Port) -> str:
@@ -237,7 +232,8 @@ class Custody:
 
     def locate(self, device_id: str) -> str | None:
         """The resource that knows a device ID."""
-        device = self._inventory.find(device_id)
+        found = map(self._inventory.find, (device_id, device_of(device_id)))
+        device = next(filter(None, found), None)
         return device.resource if device else None
 
     async def grant_problem(self, devices: Sequence[Device]) -> str:
@@ -270,7 +266,7 @@ class Custody:
             Why it must not start now; empty if it may: then it runs with the present numbers.
         """
         keys = [(resource, listed_id) for listed_id in listed_ids]
-        await self.consult(keys)
+        self.heed(grant for grant in await self.notes() if grant.key in keys)
         problem = await self._admission.start_problem(keys)
         now = time.monotonic()
         if problem:

@@ -66,8 +66,8 @@ class Effects:
         for device_id, obstacle in found.items():
             found[device_id] = obstacle or self._saving.problems.get(device_id, "")
         for offer in self._offers.values():
-            # What is kept only for who holds it may be of any resource by now.
-            if offer.resource in resources or not offer.cdi:
+            # What was given by CDI may be of any resource by now.
+            if offer.resource in resources or (resources and self._cdi.has(offer.resource)):
                 self._write_spec(offer, found)
         return self._noted(found)
 
@@ -77,7 +77,7 @@ class Effects:
         problems = self._saving.problems.items()
         return self._noted({name: text for name, text in problems if name not in self.obstacles})
 
-    def restore(self, state: DeviceState) -> None:
+    def restore(self, state: DeviceState | None) -> None:
         """Write a listed device's state with the next ones, if somebody has deleted it."""
         self._saving.restore(state)
 
@@ -89,20 +89,20 @@ class Effects:
         """Make again what somebody has deleted, or what could not be made.
 
         Returns:
-            The devices that nothing stands in the way of any longer, each with an empty text.
+            Obstacles as ``do`` does.
         """
+        found = {}
         for device in self._inventory.devices:
             self._saving.restore(self._inventory.state(device.id))
-            if device.id not in self.obstacles:
-                self._links.update(device)
+            if device.reason != self.obstacles.get(device.id):
+                found[device.id] = self._links.update(device)
         self._saving.save()
         self.write_specs()
-        hindered = (
-            msgspec.structs.replace(device, health=Health.READY)
-            for device in self._inventory.devices
-            if device.health is Health.BROKEN and device.id in self.obstacles
-        )
-        return self._noted({device.id: "" for device in hindered if self._can_be_offered(device)})
+        for device in self._inventory.devices:
+            if device.reason == self.obstacles.get(device.id):
+                hindered = msgspec.structs.replace(device, health=Health.READY)
+                found[device.id] = self._obstacle_of(hindered)
+        return self._noted(found)
 
     def write_specs(self) -> None:
         """Write all specs that have to be there."""
@@ -133,15 +133,16 @@ class Effects:
         offer = self._offers.get(holding.key[0])
         return offer is not None and self._cdi.is_kept(device, offer)
 
-    def _can_be_offered(self, device: Device) -> bool:
-        if self._saving.problems.get(device.id) or self._links.update(device):
-            return False
+    def _obstacle_of(self, device: Device) -> str:
+        """What still cannot be written of a device that would be offered; empty if it all can."""
+        if obstacle := self._links.update(device) or self._saving.problems.get(device.id, ""):
+            return obstacle
         offer = self._offers.get(device.resource)
         if offer is None or not self._is_by_cdi(device, offer):
-            return True
+            return ""
         others = (other for other in self._by_cdi(offer) if other.id != device.id)
         self._cdi.write([*others, device], offer)
-        return not self._cdi.problem(device, offer)
+        return self._cdi.problem(device, offer)
 
     def _write_spec(self, offer: Offer, found: dict[str, str]) -> None:
         """Make a resource's spec true, also after a reload that ended CDI while it was needed."""

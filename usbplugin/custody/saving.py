@@ -36,9 +36,9 @@ class Saving:
         self._unsaved |= (new := {state.id: state for state in states})
         return any(_names_anew(self._saved.get(state.id), state) for state in new.values())
 
-    def restore(self, state: DeviceState) -> None:
-        """Write a listed device's state again if somebody has deleted it."""
-        if not self._store.is_kept(state.id):
+    def restore(self, state: DeviceState | None) -> None:
+        """Write a device's state again if somebody has deleted it; None if it is not listed."""
+        if state is not None and not self._store.is_kept(state.id):
             self._unsaved.setdefault(state.id, state)
 
     def drop(self, device_id: str) -> None:

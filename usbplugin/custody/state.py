@@ -7,14 +7,16 @@ number of devices. The kubelet's checkpoint outlives a reboot, and so must what 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from usbplugin.discovery.identity import is_device_id
+from usbplugin.discovery.identity import is_device_id, is_ours
 from usbplugin.inventory import DeviceState, Grant
 from usbplugin.telemetry.logs import fields
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _SUFFIX = ".json"
+_LONG_AGO = 600.0
 FILE_OF_0_1 = "device.json"
 """Where version 0.1 kept a device's state, in the folder of its links."""
 
@@ -45,9 +48,13 @@ class StateStore:
 
     def load(self) -> list[DeviceState]:
         """All states there are; one that cannot be read is logged, and left out."""
-        found = {path.stem: path for path in self._directory.glob(f"*{_SUFFIX}")}
-        earlier = {path.parent.name: path for path in self._links.glob(f"*/{FILE_OF_0_1}")}
-        states = (_read(device_id, path) for device_id, path in sorted((earlier | found).items()))
+        self._sweep()
+        found = {path.stem: path for path in _listed(self._directory, f"*{_SUFFIX}")}
+        for path in _listed(self._links, f"*/{FILE_OF_0_1}"):
+            # A newer one is of a version 0.1 that was gone back to for a while.
+            if (ours := found.get(path.parent.name)) is None or _age(ours) > _age(path):
+                found[path.parent.name] = path
+        states = (_read(device_id, path) for device_id, path in sorted(found.items()))
         return [state for state in states if state is not None]
 
     def save(self, state: DeviceState) -> str:
@@ -87,6 +94,13 @@ class StateStore:
                 if not isinstance(error, NotADirectoryError):
                     _log.warning("cannot remove state", extra=fields(file=path, error=error))
 
+    def _sweep(self) -> None:
+        """Remove what writers left that were killed long ago."""
+        for path in _listed(self._directory, ".*"):
+            if is_ours(path.name[1:]) and _age(path) > _LONG_AGO:
+                with suppress(OSError):
+                    path.unlink()
+
     def _write(self, device_id: str, content: bytes) -> None:
         directory = str(self._directory)
         # Another instance may write the same device's.
@@ -110,6 +124,26 @@ class StateStore:
             raise
 
 
+def _listed(directory: Path, pattern: str) -> list[Path]:
+    """What is there; a directory that cannot be read is logged, and counts as empty."""
+    try:
+        return list(directory.glob(pattern))
+    except OSError as error:
+        _log.error(
+            "cannot read states; what was granted is known from the kubelet alone",
+            extra=fields(directory=directory, error=error),
+        )
+        return []
+
+
+def _age(path: Path) -> float:
+    """Seconds since it was written; infinitely many if it is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return math.inf
+
+
 def _read(device_id: str, path: Path) -> DeviceState | None:
     """A state that we wrote; None if it cannot be read, or was not written by us."""
     try:
@@ -121,7 +155,7 @@ def _read(device_id: str, path: Path) -> DeviceState | None:
         _log.warning("state ignored", extra=fields(file=path, error="not written by usbplugin"))
         return None
     if state.handed_over and not state.grants:
-        grant = Grant(state.resource, state.id, state.handed_over)
+        grant = Grant(state.resource, state.id, state.handed_over, is_of_all_shares=True)
         state = msgspec.structs.replace(state, grants=(grant,), handed_over={})
     return state
 

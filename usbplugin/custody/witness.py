@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 from usbplugin.discovery import DeviceNumber
 from usbplugin.discovery.identity import slot_of
 from usbplugin.inventory import Grant, GrantedPort
 from usbplugin.inventory.shares import device_of
+
+# Documentation/admin-guide/devices.txt: the minor number is that of the name.
+_MAJORS = {"USB": 188, "ACM": 166}
+_NAMED = re.compile(r"/dev/tty(USB|ACM)([0-9]{1,3})")
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,16 +39,18 @@ def grants_of(replays: Iterable[Replay], number_at: NumberAt = number_at) -> tup
     What a container's answer says of a device must be beyond doubt: a device whose paths cannot be
     told from another one's is left out, and so is one of which two notes say different things.
 
+    With which numbers a container runs, nobody has noted. So the grants are unsure, with what a
+    path leads to now and what its name in the container tells as numbers that it may have.
+
     Args:
         replays: The notes.
-        number_at: Tells what a path leads to now. With which numbers a container runs, nobody has
-            noted: these are the best guess, and where they are another device's, the truth.
+        number_at: Tells what a path leads to now.
     """
     found: dict[GrantKey, Grant | None] = {}
     for replay in replays:
         for grant in _grants(replay, number_at):
             known = found.setdefault(grant.key, grant)
-            if known is not None and _paths(known) != _paths(grant):
+            if known is not None and known.paths != grant.paths:
                 found[grant.key] = None
     return tuple(grant for grant in found.values() if grant is not None)
 
@@ -52,15 +59,24 @@ def _grants(replay: Replay, number_at: NumberAt) -> Iterable[Grant]:
     if not replay.is_legible:
         return
     by_device = _paths_by_device(replay)
+    names = {host: inside for inside, host in replay.host_paths.items()}
     for listed_id in replay.device_ids:
         for device_id in (listed_id, device_of(listed_id)):
             if slots := by_device.get(device_id):
                 ports = {
-                    slot: GrantedPort(number_at(path) if path else None, path)
+                    slot: GrantedPort(None, path, _guesses(path, names.get(path, ""), number_at))
                     for slot, path in slots.items()
                 }
-                yield Grant(replay.resource, listed_id, ports)
+                yield Grant(replay.resource, listed_id, ports, is_unsure=True)
                 break
+
+
+def _guesses(path: str, name: str, number_at: NumberAt) -> tuple[DeviceNumber, ...]:
+    """The numbers that a container may have for a path: at best those of its last start."""
+    found = number_at(path) if path else None
+    by_name = _NAMED.fullmatch(name)
+    named = DeviceNumber(_MAJORS[by_name[1]], int(by_name[2])) if by_name else None
+    return tuple(dict.fromkeys(number for number in (found, named) if number is not None))
 
 
 def _paths_by_device(replay: Replay) -> Mapping[str, Mapping[str, str]]:
@@ -78,10 +94,6 @@ def _paths_by_device(replay: Replay) -> Mapping[str, Mapping[str, str]]:
             return _by_position(replay, tuple(paths))
         found.setdefault(device_id, {})[slot] = path
     return found
-
-
-def _paths(grant: Grant) -> Mapping[str, str]:
-    return {slot: given.path for slot, given in grant.ports.items()}
 
 
 def _linked(path: str) -> tuple[str, str]:

@@ -70,7 +70,7 @@ def descriptors(port: Port, unit: Unit = Unit.PORT) -> Fingerprint:
 
 def fingerprint(port: Port, unit: Unit = Unit.PORT) -> Fingerprint:
     """Equal for the same device in the same place, whatever its names and numbers."""
-    return (*descriptors(port, unit), port.usb.location or port.usb.arrival if port.usb else "")
+    return (*descriptors(port, unit), place_of(port))
 
 
 def is_device_id(text: str) -> bool:
@@ -81,6 +81,13 @@ def is_device_id(text: str) -> bool:
 def is_ours(text: str) -> bool:
     """Whether it begins as all our IDs do, and nobody else's."""
     return _OURS.match(text) is not None
+
+
+def may_be_of(port: Port, device_id: str) -> bool:
+    """Whether an ID could be one of the port's device, by what is cheap to tell."""
+    if port.usb is None:
+        return device_id.startswith("dir-")
+    return device_id.startswith(f"usb-{port.usb.vendor_id}:{port.usb.product_id}-")
 
 
 def slot_of(device_id: str) -> str:
@@ -126,6 +133,17 @@ def is_usable_serial(serial: str) -> bool:
     return not (
         len(lower) >= _SHORTEST_COUNTING_RUN and any(run.startswith(lower) for run in _COUNTING)
     )
+
+
+def serial_of(port: Port) -> tuple[str, str, str] | None:
+    """What all ports of a device show of its serial number; None if it has none."""
+    usb = port.usb
+    return (usb.vendor_id, usb.product_id, usb.serial) if usb and usb.serial else None
+
+
+def place_of(port: Port) -> str:
+    """Where a port's device is plugged in, or which plugging-in it is where that says nothing."""
+    return (port.usb.location or port.usb.arrival) if port.usb else ""
 
 
 def candidate_ids(

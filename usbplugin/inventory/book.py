@@ -95,7 +95,8 @@ class GrantBook:
         """An earlier process granted this: it counts until the kubelet's first word."""
         # The containers of another boot do not run any longer.
         known = grant if grant.boot in ("", self._boot) else grant.stopped()
-        self._put(Holding(device_id, known.key, known, granted_at=now - self._grace))
+        own = msgspec.structs.replace(known, boot=self._boot)
+        self._put(Holding(device_id, own.key, own, granted_at=now - self._grace))
 
     def inherit(self, predecessor: GrantBook, device_id: str) -> None:
         """Know of a device what the book before this one did."""
@@ -105,14 +106,17 @@ class GrantBook:
     def learn(self, device_id: str, grant: Grant, now: float) -> None:
         """The kubelet's own notes say that this was granted; of its numbers we may know better."""
         known = self.find(grant.key)
-        if known is None or known.grant is None:
-            told = msgspec.structs.replace(grant, boot=self._boot)
-        else:
+        before = known.grant if known is not None else None
+        before = before or self._of_all_shares(device_id, grant.key)
+        told = msgspec.structs.replace(grant, boot=self._boot)
+        if before is not None and is_told_by(before, grant):
+            told = before
+        elif before is not None:
             ports = {
-                slot: msgspec.structs.replace(known.grant.ports.get(slot, given), path=given.path)
+                slot: msgspec.structs.replace(before.ports.get(slot, given), path=given.path)
                 for slot, given in grant.ports.items()
             }
-            told = msgspec.structs.replace(known.grant, ports=ports)
+            told = msgspec.structs.replace(before, ports=ports)
         if known is None:
             self._put(Holding(device_id, grant.key, told, granted_at=now - self._grace))
         else:
@@ -147,7 +151,8 @@ class GrantBook:
             if holding.grant is None or given is None or number in given.numbers:
                 continue
             more = msgspec.structs.replace(given, also=(*given.also, number))
-            self._rewrite(holding, {**holding.grant.ports, slot: more})
+            ports = {**holding.grant.ports, slot: more}
+            self._rewrite(holding, ports, is_unsure=holding.grant.is_unsure)
 
     def hear(
         self,
@@ -180,6 +185,14 @@ class GrantBook:
         for key in list(self._of.get(device_id, {})):
             self._drop(key)
 
+    def holds(self, resource: str) -> bool:
+        """Whether a container has something of a resource, for all we know."""
+        return any(
+            holding.key[0] == resource and self._counts(holding)
+            for holdings in self._of.values()
+            for holding in holdings.values()
+        )
+
     def _counts(self, holding: Holding) -> bool:
         """Whether a container has it, for all we know."""
         return bool(holding.holders) or self._is_fresh(holding)
@@ -191,13 +204,21 @@ class GrantBook:
     def _of_all_shares(self, device_id: str, key: GrantKey) -> Grant | None:
         """What version 0.1 wrote of a device is of all its shares alike."""
         for grant in self.grants(device_id):
-            if not grant.boot and grant.listed_id == device_id:
-                return msgspec.structs.replace(grant, resource=key[0], listed_id=key[1])
+            if grant.is_of_all_shares:
+                return msgspec.structs.replace(
+                    grant, resource=key[0], listed_id=key[1], is_of_all_shares=False
+                )
         return None
 
-    def _rewrite(self, holding: Holding, ports: dict[str, GrantedPort]) -> None:
-        if holding.grant is not None and ports != holding.grant.ports:
-            grant = msgspec.structs.replace(holding.grant, ports=ports, boot=self._boot)
+    def _rewrite(
+        self, holding: Holding, ports: dict[str, GrantedPort], *, is_unsure: bool = False
+    ) -> None:
+        if holding.grant is None:
+            return
+        grant = msgspec.structs.replace(
+            holding.grant, ports=ports, boot=self._boot, is_unsure=is_unsure
+        )
+        if grant != holding.grant:
             self._put(replace(holding, grant=grant))
 
     def _put(self, holding: Holding) -> None:
@@ -228,3 +249,10 @@ class GrantBook:
             self._with[number].discard(key)
             if not self._with[number]:
                 del self._with[number]
+
+
+def is_told_by(known: Grant, told: Grant) -> bool:
+    """Whether what is told of a grant says nothing but what is known of it."""
+    if told.paths == {"": ""}:  # a CDI name of a whole device
+        return not any(known.paths.values())
+    return all(known.paths.get(slot) == path for slot, path in told.paths.items())

@@ -38,8 +38,11 @@ class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
     ports: dict[str, GrantedPort]
     """By slot."""
     boot: str = ""
-    """The boot of which the numbers are; empty in what version 0.1 wrote, which did not outlive
-    one, and knew of no shares."""
+    """The boot of which the numbers are; empty if they are of this one."""
+    is_of_all_shares: bool = False
+    """Whether it holds for each share of the device: version 0.1 did not tell them apart."""
+    is_unsure: bool = False
+    """Whether the numbers are a guess: nobody has seen the container start."""
 
     @property
     def key(self) -> GrantKey:
@@ -52,6 +55,11 @@ class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
         return frozenset(n for port in self.ports.values() for n in port.numbers)
 
     @property
+    def paths(self) -> dict[str, str]:
+        """By slot, what the kubelet replays."""
+        return {slot: port.path for slot, port in self.ports.items()}
+
+    @property
     def is_cdi(self) -> bool:
         """Whether the kubelet replays a CDI name."""
         return any(not port.path for port in self.ports.values())
@@ -59,7 +67,7 @@ class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
     def stopped(self) -> Grant:
         """The same, of a container that does not run."""
         ports = {slot: GrantedPort(None, port.path) for slot, port in self.ports.items()}
-        return msgspec.structs.replace(self, ports=ports)
+        return msgspec.structs.replace(self, ports=ports, is_unsure=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +98,11 @@ class Holding:
     """Empty as long as the kubelet has not named any."""
     granted_at: float = float("-inf")
     """When it was granted; seconds of the inventory's clock."""
+
+    @property
+    def may_run(self) -> bool:
+        """Whether its container may be running."""
+        return self.grant is None or self.grant.is_unsure or bool(self.grant.numbers)
 
     @property
     def who(self) -> str:

@@ -18,11 +18,11 @@ from usbplugin.inventory.presence import Presence
 from usbplugin.inventory.publication import Publication
 from usbplugin.inventory.recognition import Recognition
 from usbplugin.inventory.record import Key, Record
-from usbplugin.inventory.shares import device_of
+from usbplugin.inventory.shares import device_of, is_share
 from usbplugin.inventory.standing import Standings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from usbplugin.discovery import Fact, Port
     from usbplugin.inventory.grant import GrantKey, HeldDevice, Holding
@@ -62,15 +62,22 @@ class Inventory:
         self._retired: set[str] = set()
         """Devices that the configuration does not offer, which is nearly always none."""
         self._dirty: set[str] = set()
-        self._recognition = Recognition(rules, self._records, self._soil)
+        self._recognition = Recognition(rules, self._records)
         self._book = GrantBook(policy.holder_grace, boot, holders_can_tell=holders_can_tell)
-        self._presence = Presence(self._records, self._retired, self._recognition, self._moved)
-        self._standings = Standings(self._records, self._presence, self._book)
+        self._presence = Presence(
+            self._records, self._retired, self._recognition, self._moved, self._soil
+        )
+        self._standings = Standings(self._records, self._presence, self._recognition, self._book)
         self._published = Publication(rule.name for rule in rules)
         for state in states:
-            if self._restore(state, now, is_held=bool(state.grants)) is not None:
-                for grant in state.grants:
-                    self._book.take_over(state.id, grant, now)
+            record = self._restore(state, now, is_held=bool(state.grants))
+            if record is None:
+                continue
+            # Version 0.1 named a device by its place, despite its serial, only if it had a twin.
+            record.has_twin |= not state.boot and self._recognition.has_other_name(record)
+            for grant in state.grants:
+                self._book.take_over(state.id, grant, now)
+        self._presence.tell_twins()
 
     def snapshot(self, resource: str) -> Snapshot:
         """The latest snapshot of a resource.
@@ -112,12 +119,21 @@ class Inventory:
         """Whether a container was given a CDI name."""
         return self._book.has_cdi_grants
 
-    def conflict(self, device_id: str) -> str:
-        """Which container that was given another device may open this one; empty if none may."""
-        return "; ".join(self._standings.by_number(self._records[device_id]))
+    def conflict(self, device_id: str, keys: Collection[GrantKey]) -> str:
+        """Which other container may have a device open; empty if none may.
 
-    def state(self, device_id: str) -> DeviceState:
-        """What is to be remembered of a device that is listed."""
+        Args:
+            device_id: What is about to be opened.
+            keys: What the container was given that is about to start.
+        """
+        return "; ".join(self._standings.rivals(self._records[device_id], keys))
+
+    def is_of_use(self, resource: str) -> bool:
+        """Whether a container was given something of a resource, for all we know."""
+        return self._book.holds(resource)
+
+    def state(self, device_id: str) -> DeviceState | None:
+        """What is to be remembered of a device; None if it is not listed, or not yet."""
         return self._published.state(device_id)
 
     def reconfigured(
@@ -276,18 +292,18 @@ class Inventory:
         if known := self._book.find((resource, listed_id)):
             return self._records[known.device_id]
         rule = self._recognition.rule_named(resource)
-        meant = [device_of(listed_id, rule.shares)] if rule else []
-        for device_id in (*meant, listed_id, device_of(listed_id)):
+        meant = device_of(listed_id, rule.shares) if rule else listed_id
+        for device_id in (meant, listed_id, device_of(listed_id)):
             if device_id in self._records:
                 return self._records[device_id]
-        device_id = (*meant, listed_id)[0]
-        if not is_device_id(device_id):
+        if meant == listed_id and is_share(listed_id):
+            meant = device_of(listed_id)
+        if not is_device_id(meant):
             return None
-        rule, is_offered = self._recognition.terms(device_id, resource, ())
-        record = Record(device_id, rule, is_offered=is_offered, listed=True)
+        rule, is_offered = self._recognition.terms(meant, resource, ())
+        record = Record(meant, rule, is_offered=is_offered, listed=True)
         self._add(record)
-        if not record.is_offered:
-            self._presence.find_ports_of(record)
+        self._presence.find_ports_of(record)
         return record
 
     def _soil(self, record: Record) -> None:
@@ -296,13 +312,14 @@ class Inventory:
     def _heed_book(self) -> None:
         """Who holds what has changed, which other devices may have waited for."""
         device_ids, numbers = self._book.changes()
-        waiting = set(map(self._presence.with_number, numbers))
+        waiting = {record.id for number in numbers for record in self._presence.with_number(number)}
         for device_id in device_ids & self._records.keys():
-            self._dirty.add(device_id)
-            if device_id in self._retired:
-                keys = self._records[device_id].present.values()
-                waiting |= set(map(self._presence.offered_at.get, keys))
-        self._dirty |= {record.id for record in waiting if record is not None}
+            waiting.add(device_id)
+            for key in self._records[device_id].present.values() if self._retired else ():
+                waiting |= {record.id for record in self._presence.retired_at(key)}
+                if (offered := self._presence.offered_at.get(key)) is not None:
+                    waiting.add(offered.id)
+        self._dirty |= waiting
 
     def _state(self, record: Record) -> DeviceState:
         return DeviceState(

@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from usbplugin.discovery import AllPorts, DeviceNumber, Fact, Port, PortGone, PortPresent, Readiness
-from usbplugin.discovery.identity import fingerprint
+from usbplugin.discovery.identity import fingerprint, serial_of
 from usbplugin.inventory.record import Key, Record
+from usbplugin.inventory.twins import Twins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
     from usbplugin.inventory.recognition import Recognition
+    from usbplugin.inventory.twins import Serial
+
+
+_MOST_TWINS = 1024
 
 
 class Presence:
@@ -23,6 +28,7 @@ class Presence:
         retired: set[str],
         recognition: Recognition,
         on_move: Callable[[Record, Port | None], None],
+        on_twin: Callable[[Record], None],
     ) -> None:
         """Begin with no port.
 
@@ -31,6 +37,7 @@ class Presence:
             retired: The IDs of those that are not offered; one that is offered again is taken out.
             recognition: Tells which device is behind a port.
             on_move: Told of each device of which a port has come, or gone (None).
+            on_twin: Told of each device of which it is new that another one shows its serial.
         """
         self.ports: dict[Key, Port] = {}
         """All ports that are there."""
@@ -40,6 +47,9 @@ class Presence:
         self._retired = retired
         self._recognition = recognition
         self._on_move = on_move
+        self._on_twin = on_twin
+        self._twins = Twins()
+        self._twin_serials: set[Serial] = set()
         self._key_of: dict[DeviceNumber, Key] = {}
         self._superseded: dict[Key, Key] = {}
         """Ports whose device was seen under a later name, and that name."""
@@ -63,10 +73,15 @@ class Presence:
         record = self.offered_at.get(key)
         return (record and record.port_at(key)) or self.ports[key]
 
-    def with_number(self, number: DeviceNumber) -> Record | None:
-        """The device that is offered, and that has a port with that number now."""
-        key = self._key_of.get(number)
-        return None if key is None else self.offered_at.get(key)
+    def with_number(self, number: DeviceNumber) -> list[Record]:
+        """The devices that have a port with that number now."""
+        offered = self.offered_at.get(self._key_of[number]) if number in self._key_of else None
+        retired = [
+            record
+            for record in map(self._records.__getitem__, self._retired)
+            if any(record.ports[slot].number == number for slot in record.present)
+        ]
+        return [*retired, offered] if offered is not None else retired
 
     def find_ports_of(self, retired: Record) -> None:
         """A device that is not offered has just become known: perhaps some ports are its."""
@@ -87,6 +102,9 @@ class Presence:
         ):
             return
         self.ports[key] = port
+        twin = self._twins.arrive(key, port)
+        if twin is not None:
+            self._tell_twins(twin)
         record = self.offered_at.get(key)
         if port.readiness is Readiness.SETTLING:
             return  # not yet; and a known one is no less usable while udevd looks at it again
@@ -94,6 +112,7 @@ class Presence:
             record = self._recognise(key, port, now)
             if record is not None:
                 self.offered_at[key] = record
+                record.has_twin |= serial_of(port) in self._twin_serials
         elif before is not None:
             self._release(before.number, key)
         if record is not None:
@@ -124,9 +143,27 @@ class Presence:
         self._retired.discard(device_id)
         return record
 
+    def tell_twins(self) -> None:
+        """Of one device it is known that another one has its serial: so it is of all that have."""
+        twins = (record for record in self._records.values() if record.has_twin)
+        serials = {serial_of(port) for record in twins for port in record.ports.values()}
+        self._twin_serials = {serial for serial in serials if serial is not None}
+        for serial in self._twin_serials:
+            self._tell_twins(serial)
+
+    def _tell_twins(self, serial: Serial) -> None:
+        if len(self._twin_serials) > _MOST_TWINS and serial not in self._twin_serials:
+            self.tell_twins()  # devices that invent serials are forgotten, and so are these
+        self._twin_serials = self._twin_serials | {serial}
+        for record in self._records.values():
+            if not record.has_twin and serial in map(serial_of, record.ports.values()):
+                record.has_twin = True  # not to be forgotten, even if the other one is
+                self._on_twin(record)
+
     def _leave(self, key: Key, now: float) -> None:
         self._lose(key, now)
-        self.ports.pop(key, None)
+        if (port := self.ports.pop(key, None)) is not None:
+            self._twins.leave(key, port)
         self._superseded.pop(key, None)
 
     def _lose(self, key: Key, now: float) -> None:

@@ -31,9 +31,9 @@ class Publication:
         """The device of that ID, of whatever resource."""
         return self._devices.get(device_id)
 
-    def state(self, device_id: str) -> DeviceState:
-        """What was to be on disk of a device that is listed."""
-        return self._states[device_id]
+    def state(self, device_id: str) -> DeviceState | None:
+        """What was to be on disk of a device; None if it is not listed."""
+        return self._states.get(device_id)
 
     def restore(self, state: DeviceState) -> None:
         """This is on disk already."""

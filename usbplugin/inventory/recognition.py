@@ -9,13 +9,14 @@ from usbplugin.discovery.identity import (
     descriptors,
     fingerprint,
     is_by_serial,
+    may_be_of,
     possible_ids,
     unit_of,
 )
 from usbplugin.inventory.selector import ResourceRule, first_match, part_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from usbplugin.discovery import Port
     from usbplugin.inventory.record import Key, Record
@@ -28,19 +29,11 @@ class Recognition:
         self,
         rules: Sequence[ResourceRule],
         records: Mapping[str, Record],
-        on_twin: Callable[[Record], None],
     ) -> None:
-        """Recognise by these rules.
-
-        Args:
-            rules: The resources, first match wins.
-            records: All known devices by their IDs; the mapping is live.
-            on_twin: Told of a device of whose serial it has just been seen that another one has it.
-        """
+        """Recognise by these rules, among these records by ID; the mapping is live."""
         self._rules = tuple(rules)
         self._parts = {rule.name: part_of(rule, self._rules) for rule in self._rules}
         self._records = records
-        self._on_twin = on_twin
 
     def rule_of(self, port: Port) -> ResourceRule | None:
         """The resource that a port belongs to; None if it belongs to none."""
@@ -58,18 +51,29 @@ class Recognition:
         Args:
             device_id: Its ID.
             resource: The one it was of when it was last seen, or is held as.
-            ports: Its ports as last seen, if it was.
+            ports: Its ports as last seen. Without any, only its next port will tell.
         """
-        named = self.rule_named(resource)
-        if not ports and named is not None:
-            return named, True
         for port in ports:
             rule = self.rule_of(port)
             if rule is not None and device_id in self._candidates(port, rule):
                 return rule, True
-        checks_starts = named is None or named.checks_starts
-        unit = unit_of(device_id)
-        return ResourceRule(resource, unit=unit, checks_starts=checks_starts), False
+        named = self.rule_named(resource)
+        return (
+            ResourceRule(
+                resource,
+                unit=unit_of(device_id),
+                checks_starts=named is None or named.checks_starts,
+                shares=named.shares if named else 1,
+            ),
+            False,
+        )
+
+    def has_other_name(self, record: Record) -> bool:
+        """Whether a device would go by a serial that it has, if no other one did."""
+        if not record.is_offered:
+            return False
+        firsts = {self._candidates(port, record.rule)[0] for port in record.ports.values()}
+        return record.id not in firsts and any(map(is_by_serial, firsts))
 
     def identify(self, key: Key, port: Port, rule: ResourceRule) -> tuple[str, Key | None]:
         """The ID of the device behind ``port``.
@@ -97,6 +101,8 @@ class Recognition:
 
     def is_of(self, retired: Record, port: Port) -> bool:
         """Whether a port is the hardware of a device that is not offered any longer."""
+        if not may_be_of(port, retired.id):
+            return False  # cheap, and true of nearly all
         unit, whole = retired.rule.unit, fingerprint(port, retired.rule.unit)
         seen_as = {fingerprint(known, unit) for known in retired.ports.values()}
         if whole in seen_as:
@@ -105,13 +111,7 @@ class Recognition:
             return False
         if not seen_as or not is_by_serial(retired.id):
             return True  # whatever is plugged in there now
-        claims = descriptors(port, unit)
-        is_alone = not any(
-            descriptors(known, unit) == claims and fingerprint(known, unit) != whole
-            for other in self._records.values()
-            for known in (other.ports[slot] for slot in other.present)
-        )
-        return claims in retired.claims() and is_alone and not retired.has_twin
+        return descriptors(port, unit) in retired.claims() and not retired.has_twin
 
     def _candidates(self, port: Port, rule: ResourceRule) -> tuple[str, ...]:
         return candidate_ids(port, rule.identity, rule.unit, self._parts[rule.name])
@@ -122,15 +122,5 @@ class Recognition:
             if not is_by_serial(record.id):
                 return False  # whatever is plugged in there now
             is_the_same = not record.ports or descriptors(port, record.rule.unit) in record.claims()
-            return not is_the_same or record.has_twin or self._has_twin(record)
-        if descriptors(port, record.rule.unit) in record.claims() and not record.has_twin:
-            record.has_twin = True  # not to be forgotten, even if the other one is
-            self._on_twin(record)
+            return not is_the_same or record.has_twin
         return True
-
-    def _has_twin(self, record: Record) -> bool:
-        """Whether its serial is known from another device too, and so tells nobody from anybody."""
-        others = (other for other in self._records.values() if other is not record)
-        return not {claim for other in others for claim in other.claims()}.isdisjoint(
-            record.claims()
-        )

@@ -117,7 +117,10 @@ class Record:
         if missing:
             self.wake = None if held else self.last_move + policy.group_patience
             nodes = ", ".join(f"{slot} ({self.ports[slot].node})" for slot in missing)
-            return Health.INCOMPLETE, f"{nodes} of its {len(self.ports)} ports are missing"
+            way_out = "; if they are gone for good, delete the pod" if held else ""
+            return Health.INCOMPLETE, (
+                f"{nodes} of its {len(self.ports)} ports are missing{way_out}"
+            )
         complete_at = self.last_move + policy.group_settle
         if (
             self.rule.unit is Unit.USB_DEVICE
@@ -176,6 +179,11 @@ class Record:
             )
         if not self.rule.checks_starts:
             return ""
+        if unsure := [h.who for h in holdings if h.grant is not None and h.grant.is_unsure]:
+            return (
+                f"nobody knows any longer with which numbers the container of {', '.join(unsure)}"
+                " runs: restart it"
+            )
         moved = {
             f"{port.node} is {port.number} now, its container has {given.number}": None
             for holding in holdings

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from usbplugin.discovery.identity import is_by_serial, slot_of
+
 MOST_SHARES = 1000
 """A suffix of four characters is what identity leaves room for."""
 
@@ -23,6 +25,12 @@ def device_of(listed_id: str, shares: int = MOST_SHARES) -> str:
         return listed_id
     listed = _SHARE.fullmatch(listed_id)
     return listed[1] if listed and int(listed[2]) < shares else listed_id
+
+
+def is_share(listed_id: str) -> bool:
+    """Whether an ID can be no device's own: it ends as a share's, behind what ends another ID."""
+    device_id = device_of(listed_id)
+    return device_id != listed_id and (slot_of(device_id) != "" or is_by_serial(device_id))
 
 
 def is_listed(listed_id: str, device_id: str, shares: int) -> bool:

@@ -8,11 +8,12 @@ from usbplugin.inventory.record import Standing
 from usbplugin.inventory.shares import is_listed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from usbplugin.inventory.book import GrantBook
-    from usbplugin.inventory.grant import Holding
+    from usbplugin.inventory.grant import GrantKey, Holding
     from usbplugin.inventory.presence import Presence
+    from usbplugin.inventory.recognition import Recognition
     from usbplugin.inventory.record import Record
 
 
@@ -23,11 +24,13 @@ class Standings:
         self,
         records: Mapping[str, Record],
         presence: Presence,
+        recognition: Recognition,
         book: GrantBook,
     ) -> None:
-        """Look at all known devices by their IDs, at which ports are there, and who has what."""
+        """Look at all known devices by their IDs, at ports and resources, and who has what."""
         self._records = records
         self._presence = presence
+        self._recognition = recognition
         self._book = book
 
     def of(self, record: Record) -> Standing:
@@ -35,7 +38,7 @@ class Standings:
         if not record.present:
             return Standing()
         if not record.is_offered:
-            return Standing("; ".join(self.by_number(record)), self._fate(record))
+            return Standing("; ".join(self._by_number(record)), self._fate(record))
         ways = [
             _held_as(holding)
             for holding in self._book.held(record.id)
@@ -44,9 +47,21 @@ class Standings:
         for key in record.present.values():
             for retired in self._presence.retired_at(key):
                 ways += map(_held_as, self._book.held(retired.id))
-        return Standing("; ".join(dict.fromkeys((*ways, *self.by_number(record)))))
+        return Standing("; ".join(dict.fromkeys((*ways, *self._by_number(record)))))
 
-    def by_number(self, record: Record) -> list[str]:
+    def rivals(self, record: Record, keys: Collection[GrantKey]) -> list[str]:
+        """Which containers may have a device open besides the one that was given ``keys``."""
+        ways = [
+            f"{holding.who} may have it open as {' '.join(holding.key)}: delete one of the pods"
+            for key in record.present.values()
+            for other in (*self._presence.retired_at(key), self._presence.offered_at.get(key))
+            if other is not None and other is not record
+            for holding in self._book.held(other.id)
+            if holding.may_run and holding.key not in keys
+        ]
+        return [*dict.fromkeys(ways), *self._by_number(record, keys)]
+
+    def _by_number(self, record: Record, keys: Collection[GrantKey] = ()) -> list[str]:
         """Which containers that were given another device may open this one, and what helps."""
         ways: dict[str, None] = {}
         for slot, key in record.present.items():
@@ -55,12 +70,24 @@ class Standings:
                 continue
             for holding in self._book.with_number(number):
                 other = self._records[holding.device_id]
-                if other is not record and key not in other.present.values():
+                if (
+                    other is not record
+                    and holding.key not in keys
+                    and key not in other.present.values()
+                ):
+                    way_out = "restart that container or delete its pod"
+                    if not self._is_asked(holding):
+                        way_out = "delete that pod"
                     ways[
                         f"{holding.who} was given {holding.device_id} with the number {number}, and"
-                        " may open it: restart that container or delete its pod"
+                        f" may open it: {way_out}"
                     ] = None
         return list(ways)
+
+    def _is_asked(self, holding: Holding) -> bool:
+        """Whether the kubelet asks us before it starts that container."""
+        rule = self._recognition.rule_named(holding.key[0])
+        return rule is not None and rule.checks_starts
 
     def outdated_ids(self, record: Record) -> tuple[str, ...]:
         """The listed IDs of its resource under which a device is held, and offered no longer."""
@@ -80,7 +107,10 @@ class Standings:
             if (other := self._presence.offered_at.get(key))
         }
         fate = f"offers it as {', '.join(others)}" if others else "offers it no longer"
-        return f"its pod may go on using it; the configuration {fate}"
+        until = ""
+        if self._recognition.rule_named(record.rule.name) is None:
+            until = " until its container ends, for its resource is no more"
+        return f"its pod may go on using it{until}; the configuration {fate}"
 
 
 def _is_as_offered(record: Record, holding: Holding) -> bool:
