@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,8 @@ from tests.discovery.test_directory import plug, pull
 from tests.fuzz.support import AbortedError, Context
 from tests.support import all_ports, gone, present
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
-from usbplugin.custody import CdiDirectory, Custody, LinkDirectory, Offer, StateStore
+from usbplugin.custody import CdiDirectory, Custody, LinkDirectory, Offer, StateStore, admission
+from usbplugin.custody.starting import Eyes
 from usbplugin.deviceplugin import DevicePlugin
 from usbplugin.discovery import DeviceNumber, DirectorySource, Port
 from usbplugin.foundation.workers import Workers
@@ -54,6 +56,7 @@ class Keeper:
     root: Path
     offers: Sequence[Offer] = (Offer(SERIAL),)
     holders_can_tell: bool = False
+    eyes: Eyes | None = None
     published: list[Published] = field(default_factory=list)
     told: list[Change] = field(default_factory=list)
     wakes: list[float | None] = field(default_factory=list)
@@ -79,6 +82,7 @@ class Keeper:
             self._told,
             self.wakes.append,
             workers=Workers(),
+            eyes=self.eyes,
             holders_can_tell=self.holders_can_tell,
         )
 
@@ -618,3 +622,94 @@ async def test_what_happens_to_a_device_is_logged_as_loudly_as_it_matters(
     assert (last["nodes"], last["numbers"], last["udevd"]) == (("/dev/null",), ["1:3"], ["ready"])
     assert last["holders"] == ("default/gps/main",)
     assert "holds it as usbplugin/serial" in last["reason"]
+
+
+async def test_a_link_that_could_not_be_removed_is_removed_later(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path)
+    port = await keeper.plug("ttyUSB0", "GPS-A7")
+    folder = keeper.links / GPS
+    away = folder.rename(tmp_path / "away")
+    folder.write_text("not a directory")
+    await keeper.unplug(port)
+    assert keeper.device().health is Health.UNPLUGGED
+    folder.unlink()
+    away.rename(folder)
+    assert keeper.led_to() == {GPS: "/dev/null"}
+    keeper.custody.look()
+    assert keeper.led_to() == {}, "its node may be another device's by now"
+    await keeper.plug("ttyUSB0", "GPS-A7")
+    assert keeper.published[-1] == Published({GPS: Health.READY}, {GPS: "/dev/null"}, None)
+
+
+async def test_an_obstacle_is_named_as_it_is_now(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path)
+    keeper.links.write_text("not a directory")
+    keeper.states.write_text("not a directory")
+    await keeper.plug("ttyUSB0", "GPS-A7")
+    assert keeper.device().reason.startswith("its link ")
+    keeper.links.unlink()
+    keeper.custody.look()
+    assert keeper.device().reason.startswith("its state cannot be written")
+    keeper.states.unlink()
+    keeper.custody.look()
+    assert keeper.device().health is Health.READY
+
+
+async def test_a_spec_is_kept_true_though_its_device_is_of_another_resource_by_now(
+    tmp_path: Path,
+) -> None:
+    keeper = Keeper(tmp_path, [WITH_CDI])
+    port = await keeper.plug("ttyUSB0", "GPS-A7")
+    assert await keeper.allocate(GPS, offer=WITH_CDI) == ""
+    await keeper.hold(POD)
+    await keeper.reconfigure(Offer(OTHER), WITH_CDI)
+    assert keeper.device().resource == OTHER
+    await keeper.unplug(port)
+    assert keeper.spec() is None, "a container that is restarted would get another device"
+    await keeper.plug("ttyUSB0", "GPS-A7", "/dev/zero")
+    assert keeper.spec() == {"/dev/zero"}
+    keeper.custody.release()
+    assert keeper.spec() == {"/dev/zero"}, "it is held"
+
+
+async def test_on_the_way_out_a_spec_stays_that_was_granted_by_just_now(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path, [WITH_CDI], holders_can_tell=True)
+    await keeper.plug("ttyUSB0", "GPS-A7")
+    assert await keeper.allocate(GPS, offer=WITH_CDI) == ""
+    await keeper.hold(asked_at=0.0)  # the kubelet has not noted it yet
+    keeper.custody.release()
+    assert keeper.spec() == {"/dev/null"}
+
+
+class Stuck(Eyes):
+    """Looks at devices of which some do not answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = threading.Event()
+        self.looks = 0
+
+    def is_unchanged(self, port: Port) -> bool:
+        if port.name == "ttyUSB0":
+            self.looks += 1
+            self.answers.wait()
+        return super().is_unchanged(port)
+
+
+async def test_a_device_that_hangs_holds_up_nothing_but_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "LOOK_TIMEOUT", 0.05)
+    eyes = Stuck()
+    keeper = Keeper(tmp_path, eyes=eyes)
+    await keeper.plug("ttyUSB0", "GPS-A7")
+    await keeper.plug("ttyUSB1", "SENSOR", "/dev/zero")
+    assert await keeper.allocate(GPS) == await keeper.allocate(SENSOR) == ""
+    for _ in range(200):
+        assert await keeper.pre_start(GPS) == f"{GPS} does not answer: it was looked at for 0.05 s"
+        assert await keeper.pre_start(SENSOR) == ""
+    assert eyes.looks == 1, "one thread that hangs is enough"
+    eyes.answers.set()
+    async with asyncio.timeout(10):
+        while await keeper.pre_start(GPS):
+            await asyncio.to_thread(os.sched_yield)

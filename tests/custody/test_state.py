@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 from typing import TYPE_CHECKING
@@ -163,3 +164,41 @@ def test_the_state_that_version_0_1_wrote_is_read(tmp_path: Path) -> None:
     assert store_in(tmp_path).load() == [later]
     store_in(tmp_path).forget(state.id)
     assert store_in(tmp_path).load() == []
+
+
+def test_of_two_files_the_newer_one_counts_for_versions_may_have_changed_back_and_forth(
+    tmp_path: Path,
+) -> None:
+    older = tmp_path / "links" / A / "device.json"
+    older.parent.mkdir(parents=True)
+    older.write_bytes(msgspec.json.encode(DeviceState(A, "usbplugin/older", ())))
+    os.utime(older, (1000, 1000))
+    store_in(tmp_path).save(STATE)
+    assert store_in(tmp_path).load() == [STATE]
+    os.utime(tmp_path / f"{A}.json", (500, 500))
+    (state,) = store_in(tmp_path).load()
+    assert state.resource == "usbplugin/older"
+
+
+def test_what_killed_writers_left_is_removed_in_time(tmp_path: Path) -> None:
+    store_in(tmp_path).save(STATE)
+    old, new, theirs = (tmp_path / f".{name}" for name in (f"{A}.0123abcd", f"{B}.1", "theirs"))
+    for path in (old, new, theirs):
+        path.write_text("half a sta")
+    os.utime(old, (0, 0))
+    os.utime(theirs, (0, 0))
+    assert store_in(tmp_path).load() == [STATE]
+    assert (old.exists(), new.exists(), theirs.exists()) == (False, True, True)
+
+
+def test_a_directory_that_cannot_be_read_is_told_of_and_counts_as_empty(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_in(tmp_path).save(STATE)
+
+    def fails(*_: object) -> object:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "scandir", fails)
+    assert store_in(tmp_path).load() == []
+    assert "cannot read states; what was granted is known from the kubelet alone" in caplog.messages

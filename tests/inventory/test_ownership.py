@@ -102,6 +102,9 @@ class Node:
     def health(self) -> dict[str, Health]:
         return {device.id: device.health for device in self.inventory.devices}
 
+    def is_there(self, device_id: str) -> bool:
+        return device_id in self.health and self.health[device_id].is_there
+
     def reason(self, device_id: str = A) -> str:
         device = self.inventory.find(device_id)
         assert device is not None
@@ -459,6 +462,248 @@ def test_two_resources_may_share_the_interfaces_of_a_device(order: tuple[int, ..
     slots = {d.resource: [p.slot for p in d.ports] for d in node.inventory.devices}
     assert slots == {"x/gps": ["if02"], "x/modem": ["if00", "if01", "if03"]}
     assert len(node.health) == 2
+
+
+LOCATION = ResourceRule(SERIAL, identity=IdentityMode.LOCATION)
+
+
+def stick(place: int, name: str = "ttyUSB0", serial: str = "SAME") -> Port:
+    return usb_port(name, serial=serial, location=f"0000:00:14.0-{place}")
+
+
+def test_a_stick_that_moved_is_no_twin_of_itself() -> None:
+    node = Node(LOCATION)
+    node.plug(stick(1))
+    node.reload(PLAIN)
+    node.pull(stick(1))
+    node.plug(stick(2))
+    by_serial = "usb-0403:6001-SAME-if00"
+    node.give(by_serial)
+    for place in (3, 4, 1, 5):
+        node.pull(next(iter(node.ports.values())))
+        node.now += 8000
+        node.plug(stick(place))
+        assert node.health[by_serial] is Health.READY
+        assert Health.READY not in {h for name, h in node.health.items() if name != by_serial}
+    node.restart(PLAIN)
+    node.list()
+    node.ask()
+    assert node.health[by_serial] is Health.READY
+
+
+TWINS_APART = [
+    pytest.param(
+        (
+            ResourceRule(SERIAL, (Selector(location="*-1*"),)),
+            ResourceRule(OTHER, unit=Unit.USB_DEVICE),
+        ),
+        id="two units",
+    ),
+    pytest.param((ResourceRule(SERIAL, (Selector(location="*-1*"),)),), id="one selected"),
+]
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+@pytest.mark.parametrize("rules", TWINS_APART)
+def test_twins_are_seen_whatever_resource_they_are_of(
+    rules: tuple[ResourceRule, ...], *, is_restarted: bool
+) -> None:
+    node = Node(*rules)
+    one, other = stick(1), stick(2, "ttyUSB1")
+    node.plug(one)
+    first = "usb-0403:6001-SAME-if00"
+    node.give(first)
+    node.plug(other)
+    node.pull(one)
+    node.pull(other)
+    if is_restarted:
+        node.restart(*rules, boot="second")
+        node.ask()
+    node.plug(stick(11, "ttyUSB3"))
+    assert node.health[first] is Health.UNPLUGGED, "it may be the other one, and it is"
+
+
+def test_twins_that_were_seen_under_other_terms_are_twins_still() -> None:
+    node = held()
+    twin = usb_port("ttyUSB1", location="0000:00:14.0-9")
+    node.reload(LOCATION)
+    node.plug(twin)
+    node.pull(twin)
+    node.pull(usb_port())
+    node.now += 8000
+    node.list()
+    node.reload(PLAIN)
+    node.plug(msgspec.structs.replace(twin, usb=usb_port(location="0000:00:14.0-8").usb))
+    assert node.health[A] is Health.UNPLUGGED
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        (LOCATION,),
+        (ResourceRule(SERIAL, unit=Unit.USB_DEVICE),),
+        (ResourceRule(OTHER),),
+        (ResourceRule(OTHER, (Selector(serial=""),), unit=Unit.USB_DEVICE), PLAIN),
+    ],
+)
+def test_of_two_that_hold_one_port_by_now_only_one_runs(rules: tuple[ResourceRule, ...]) -> None:
+    node = Node(PLAIN)
+    one, other = stick(1, serial="ONE"), stick(2, "ttyUSB1", serial="")
+    node.plug(one)
+    node.plug(other)
+    by_serial, by_place = "usb-0403:6001-ONE-if00", "usb-0403:6001-at-0000:00:14.0-2-if00"
+    node.give(by_serial, "default/one/main")
+    node.give(by_place, "default/other/main")
+    node.pull(one)
+    node.pull(other)
+    node.end(by_place)
+    node.plug(stick(2, "ttyUSB2", serial="ONE"))
+    node.start(by_serial)
+    node.reload(*rules)
+    node.settle()
+    both = [device_id for device_id in (by_serial, by_place) if node.is_there(device_id)]
+    for device_id in both:
+        key = (SERIAL, device_id)
+        rival = node.inventory.conflict(device_id, [key])
+        assert ("default/one/main may have it open" in rival) is (device_id == by_place)
+
+
+def test_a_container_with_two_devices_is_no_rival_of_itself() -> None:
+    node = Node(PLAIN)
+    one, other = stick(1, serial="ONE"), stick(2, "ttyUSB1", serial="TWO")
+    ids = ["usb-0403:6001-ONE-if00", "usb-0403:6001-TWO-if00"]
+    for port, device_id in zip((one, other), ids, strict=True):
+        node.plug(port)
+        node.give(device_id)
+    node.pull(one)
+    node.pull(other)
+    node.plug(stick(1, "ttyUSB1", serial="ONE"))
+    node.plug(stick(2, "ttyUSB0", serial="TWO"))
+    keys = [(SERIAL, device_id) for device_id in ids]
+    assert [node.inventory.conflict(device_id, keys) for device_id in ids] == ["", ""]
+    assert all(node.inventory.conflict(device_id, []) for device_id in ids)
+
+
+def test_what_a_cdi_name_tells_is_no_news() -> None:
+    rule = ResourceRule(SERIAL, unit=Unit.USB_DEVICE)
+    node = Node(rule)
+    ports = [usb_port(f"ttyUSB{n}", serial="M", interface=n) for n in range(2)]
+    for port in ports:
+        node.plug(port)
+    node.settle()
+    modem = "usb-0403:6001-M"
+    node.inventory.grant(modem, {"if00": "", "if01": ""}, node.now)
+    node.held[SERIAL, modem] = POD
+    node.ask()
+    before = node.grants(modem)
+    node.inventory.learn([Grant(SERIAL, modem, {"": GrantedPort(None, "")})], node.now)
+    assert node.grants(modem) == before
+    assert [port.number for grant in before for port in grant.ports.values()] == [
+        (188, 0),
+        (188, 1),
+    ]
+
+
+def test_a_cdi_name_of_which_no_ports_were_known_has_them_from_its_start() -> None:
+    rule = ResourceRule(SERIAL, unit=Unit.USB_DEVICE)
+    node = Node(rule)
+    for number in range(2):
+        node.plug(usb_port(f"ttyUSB{number}", serial="M", interface=number))
+    node.settle()
+    modem = "usb-0403:6001-M"
+    told = Grant(SERIAL, modem, {"": GrantedPort(None, "")}, is_unsure=True)
+    node.inventory.learn([told], node.now)
+    node.held[SERIAL, modem] = POD
+    node.ask()
+    assert node.health == {modem: Health.DISPLACED}
+    node.start(modem)
+    assert node.health == {modem: Health.READY}
+    (grant,) = node.grants(modem)
+    assert grant.ports == {
+        "if00": GrantedPort(DeviceNumber(188, 0), ""),
+        "if01": GrantedPort(DeviceNumber(188, 1), ""),
+    }
+
+
+def test_numbers_that_version_0_1_noted_end_with_the_boot() -> None:
+    ports = {"if00": GrantedPort(DeviceNumber(188, 0), f"/run/{A}/if00")}
+    node = Node(PLAIN)
+    node.disk[A] = DeviceState(A, SERIAL, (usb_port(),), (Grant(SERIAL, A, ports),))
+    node.held[SERIAL, A] = POD
+    node.restart(PLAIN)
+    node.plug(usb_port())
+    node.ask()
+    assert node.health == {A: Health.READY}
+    node.pull(usb_port())
+    node.restart(PLAIN, boot="second")
+    node.plug(usb_port("ttyUSB1"))
+    node.plug(usb_port(serial="NEW", location="0000:00:14.0-2"))
+    node.ask()
+    assert set(node.health.values()) == {Health.READY}
+
+
+def test_the_notes_of_a_share_keep_the_numbers_that_version_0_1_noted() -> None:
+    rule = ResourceRule(SERIAL, shares=2)
+    ports = {"if00": GrantedPort(DeviceNumber(188, 0), f"/run/{A}/if00")}
+    node = Node(rule)
+    grant = Grant(SERIAL, A, ports, is_of_all_shares=True)
+    node.disk[A] = DeviceState(A, SERIAL, (usb_port(),), (grant,))
+    node.restart(rule)
+    node.plug(usb_port("ttyUSB1"))
+    guess = {"if00": GrantedPort(None, f"/run/{A}/if00", (DeviceNumber(188, 1),))}
+    node.inventory.learn([Grant(SERIAL, f"{A}.0", guess, is_unsure=True)], node.now)
+    node.held[SERIAL, f"{A}.0"] = POD
+    node.ask()
+    assert node.health == {A: Health.DISPLACED}
+    assert "/dev/ttyUSB1 is 188:1 now, its container has 188:0" in node.reason()
+
+
+def test_a_way_out_is_named_that_is_one() -> None:
+    newcomer = usb_port(serial="NEW", location="0000:00:14.0-2")
+    for rules, way_out in (
+        ((PLAIN,), "restart that container or delete its pod"),
+        ((ResourceRule(SERIAL, checks_starts=False),), "delete that pod"),
+        ((ResourceRule(OTHER),), "delete that pod"),
+    ):
+        node = held()
+        node.reload(*rules)
+        node.pull(usb_port())
+        node.plug(newcomer)
+        assert node.reason("usb-0403:6001-NEW-if00").endswith(f"may open it: {way_out}")
+
+
+def test_a_held_device_that_has_lost_a_port_for_good_has_a_way_out() -> None:
+    node = Node(ResourceRule(SERIAL, unit=Unit.USB_DEVICE))
+    ports = [usb_port(f"ttyUSB{n}", serial="M", interface=n) for n in range(2)]
+    for port in ports:
+        node.plug(port)
+    node.settle()
+    node.give("usb-0403:6001-M")
+    node.pull(ports[1])
+    assert node.reason("usb-0403:6001-M") == (
+        "if01 (/dev/ttyUSB1) of its 2 ports are missing; if they are gone for good, delete the pod"
+    )
+    node.take("usb-0403:6001-M")
+    node.now += 20
+    node.list()
+    assert node.health == {"usb-0403:6001-M": Health.READY}
+
+
+def test_a_freed_number_is_news_to_a_device_that_is_not_offered_any_longer() -> None:
+    node = Node(PLAIN)
+    one, other = stick(1, serial="ONE"), stick(2, "ttyUSB1", serial="TWO")
+    ids = ["usb-0403:6001-ONE-if00", "usb-0403:6001-TWO-if00"]
+    for port, device_id in zip((one, other), ids, strict=True):
+        node.plug(port)
+        node.give(device_id, f"default/{device_id}/main")
+    node.reload(ResourceRule(SERIAL, (Selector(serial="ONE"),)))
+    node.pull(one)
+    node.pull(other)
+    node.end(ids[1])
+    node.plug(stick(2, "ttyUSB0", serial="TWO"))
+    assert node.health[ids[1]] is Health.CONTESTED
+    node.take(ids[0])
+    assert node.health[ids[1]] is Health.RETIRED
 
 
 def test_what_version_0_1_wrote_of_a_device_holds_for_each_of_its_shares() -> None:

@@ -64,8 +64,8 @@ class CdiDirectory:
             self._complain(path, error)
 
     def has(self, resource: str) -> bool:
-        """Whether a spec of that resource was written."""
-        return bool(self._written.get(resource))
+        """Whether a spec of that resource is kept, be it that nothing is in it now."""
+        return resource in self._written
 
     def problem(self, device: Device, offer: Offer) -> str:
         """Why the spec does not lead to the device as it is now; empty if it does."""

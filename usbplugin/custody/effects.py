@@ -149,6 +149,9 @@ class Effects:
         if not (offer.cdi or self._inventory.has_cdi_grants or self._cdi.has(offer.resource)):
             return
         devices = self._by_cdi(offer)
+        if not offer.cdi and not devices:
+            self.remove_spec(offer.resource)
+            return
         self._cdi.write(devices, offer)
         for device in devices:
             if device.health.is_there and not found.get(device.id):
