@@ -1127,6 +1127,48 @@ async def test_the_watcher_hangs_up_when_a_socket_goes(
         assert kubelet.resource(TTY).healthy == frozenset()
 
 
+class HardOfHearing(registration_rpc.RegistrationServicer):
+    """Never confirms that it was told whether it is registered."""
+
+    def __init__(self, *, answers: bool) -> None:
+        self.told = asyncio.Event()
+        self._answers = answers
+
+    async def GetInfo(  # noqa: N802
+        self, request: registration.InfoRequest, context: Context
+    ) -> registration.PluginInfo:
+        return registration.PluginInfo(
+            type="DevicePlugin", name=TTY, supported_versions=["v1beta1"]
+        )
+
+    async def NotifyRegistrationStatus(  # noqa: N802
+        self, request: registration.RegistrationStatus, context: Context
+    ) -> registration.RegistrationStatusResponse:
+        self.told.set()
+        if self._answers:
+            await context.abort(grpc.StatusCode.INTERNAL, "pardon?")
+        await asyncio.Event().wait()
+        return registration.RegistrationStatusResponse()
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_the_watcher_hangs_up_on_a_plugin_that_does_not_know_it_is_registered(
+    directory: Path, make_plugin: MakePlugin, *, answers: bool
+) -> None:
+    async with EmbeddedKubelet(directory / "own", registry=directory) as kubelet:
+        plugin = make_plugin()
+        servicer = HardOfHearing(answers=answers)
+        registration_rpc.add_RegistrationServicer_to_server(servicer, plugin._server)
+        plugin.send(a="Healthy")
+        await plugin.serve()
+        await kubelet.wait_healthy(TTY, "a")
+        await servicer.told.wait()
+        (directory / "p.sock").unlink()
+        async with asyncio.timeout(5):
+            await plugin.stream_closed.wait()
+        await kubelet.wait_for(lambda: not kubelet.resource(TTY).connected)
+
+
 async def test_the_watcher_leaves_no_meeting_behind(
     undecided: Undecided, watching: EmbeddedKubelet
 ) -> None:

@@ -1,6 +1,7 @@
 """Two more services of the embedded kubelet: PodResources and the plugin watcher.
 
-Both rely on the kubelet's other parts; their only state is which sockets the watcher has found.
+Both rely on the kubelet's other parts; their only state is which sockets the watcher has found, and
+what it has registered by them.
 """
 
 from __future__ import annotations
@@ -78,23 +79,23 @@ class PluginWatcher:
         self._directory = directory
         self._register = register
         self._hang_up = hang_up
+        self._registered: dict[_Found, str] = {}
 
     async def run(self) -> None:
         """Watch until cancelled; first, register everything already there."""
-        meetings: dict[_Found, asyncio.Task[str]] = {}
+        meetings: dict[_Found, asyncio.Task[None]] = {}
         try:
             async for _ in follow(self._directory, asyncio.Event()):
                 found = self._sockets()
-                gone = meetings.keys() - found
+                gone = sorted(meetings.keys() - found)
                 # Before meeting a successor: a late failure would take that off the list.
-                over = [meetings.pop(entry) for entry in sorted(gone)]
-                await _give_up(over)
-                for meeting in over:
-                    if _succeeded(meeting) and (resource := meeting.result()):
+                await _give_up([meetings.pop(entry) for entry in gone])
+                for entry in gone:
+                    if resource := self._registered.pop(entry, ""):
                         await self._hang_up(resource)
                 # Concurrently: a dying plugin answers late or never.
                 for new in sorted(found - meetings.keys()):
-                    meetings[new] = asyncio.create_task(self._meet(new[0]))
+                    meetings[new] = asyncio.create_task(self._meet(new))
                     meetings[new].add_done_callback(_tell_of_failure)
         finally:
             await _give_up(meetings.values())
@@ -109,8 +110,9 @@ class PluginWatcher:
                         found.add((path, status.st_ino, status.st_ctime_ns))
         return found
 
-    async def _meet(self, path: Path) -> str:
-        """Ask a plugin who it is, register it and report back; its resource, empty if refused."""
+    async def _meet(self, found: _Found) -> None:
+        """Ask a plugin who it is, register it and report back."""
+        path = found[0]
         async with grpc.aio.insecure_channel(f"unix:{quote(str(path))}") as channel:
             stub = registration_rpc.RegistrationStub(channel)
             try:
@@ -126,27 +128,24 @@ class PluginWatcher:
                     refusal = await self._register(request)
                 else:
                     refusal = f"plugin type {info.type} has no handler"
+                if not refusal:  # it is registered, whether or not it hears of that
+                    self._registered[found] = request.resource_name
                 await stub.NotifyRegistrationStatus(
                     registration.RegistrationStatus(plugin_registered=not refusal, error=refusal),
                     timeout=_ASK_TIMEOUT,
                 )
             except grpc.aio.AioRpcError:
-                return ""  # it has gone or is not a plugin; a kubelet logs that and carries on
-            return "" if refusal else request.resource_name
+                pass  # it has gone or is not a plugin; a kubelet logs that and carries on
 
 
-def _succeeded(meeting: asyncio.Task[str]) -> bool:
-    return meeting.done() and not meeting.cancelled() and meeting.exception() is None
-
-
-async def _give_up(meetings: Iterable[asyncio.Task[str]]) -> None:
+async def _give_up(meetings: Iterable[asyncio.Task[None]]) -> None:
     meetings = list(meetings)
     for meeting in meetings:
         meeting.cancel()
     await asyncio.gather(*meetings, return_exceptions=True)
 
 
-def _tell_of_failure(meeting: asyncio.Task[str]) -> None:
+def _tell_of_failure(meeting: asyncio.Task[None]) -> None:
     """Log what ended a meeting if it was a bug, since nobody else would."""
     if not meeting.cancelled() and (error := meeting.exception()):
         _log.error(
