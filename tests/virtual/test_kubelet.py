@@ -196,6 +196,9 @@ async def registered(kubelet: EmbeddedKubelet, plugin: Plugin) -> Plugin:
     plugin.send(a="Healthy", b="Healthy", c="Healthy")
     await plugin.serve()
     await register(plugin)
+    # Not by its devices alone: those of an instance before it may have the same IDs.
+    messages = kubelet.log.messages
+    await kubelet.wait_for(lambda: bool(messages) and messages[-1].endpoint == plugin.endpoint)
     await kubelet.wait_healthy(plugin.resource, "abc")
     return plugin
 
@@ -534,6 +537,43 @@ async def test_the_end_of_an_old_stream_lets_dialling_go_on(
             plugin.end_streams()
             await kubelet.wait_for(lambda: not kubelet.resource(TTY).connected)
             assert await registration == "failed to dial device plugin: context deadline exceeded"
+
+
+async def test_a_stopped_endpoint_is_not_asked_for_a_preference(
+    kubelet: EmbeddedKubelet, plugin: Plugin, make_plugin: MakePlugin
+) -> None:
+    new = await registered(
+        kubelet, make_plugin("new.sock", get_preferred_allocation_available=True)
+    )
+    new.end_streams()
+    await kubelet.wait_healthy(TTY, ())
+    plugin.send(a="Healthy", b="Healthy")
+    await kubelet.wait_healthy(TTY, "ab")
+    with pytest.raises(UnexpectedAdmissionError) as caught:
+        await kubelet.run_container(TTY)
+    assert str(caught.value) == (
+        "Allocate failed due to device plugin GetPreferredAllocation rpc failed with err: "
+        "endpoint example.com/tty has been stopped, which is unexpected"
+    )
+    assert caught.value.code is None
+    assert not new.asked("prefer")
+
+
+async def test_an_older_instances_message_does_not_bring_a_forgotten_resource_back(
+    directory: Path, make_plugin: MakePlugin
+) -> None:
+    async with EmbeddedKubelet(directory, grace_period=0.05) as kubelet:
+        first = await registered(kubelet, make_plugin())
+        new = await registered(kubelet, make_plugin("new.sock"))
+        new.end_streams()
+        await kubelet.wait_for(lambda: TTY not in kubelet.resources)
+        first.send(late="Healthy")
+        await kubelet.wait_for(lambda: kubelet.log.messages[-1].devices[0].id == "late")
+        assert TTY not in kubelet.resources
+        with pytest.raises(UnexpectedAdmissionError, match="unregistered device"):
+            await kubelet.run_container(TTY)
+        await register(first)
+        await kubelet.wait_healthy(TTY, {"late"})
 
 
 async def test_an_old_stream_still_replaces_the_list(

@@ -192,8 +192,14 @@ class DeviceManager:
         self._put(replace(self.known(client.resource), connected=True, options=options))
 
     def update(self, name: str, devices: Mapping[str, Device]) -> None:
-        """Replace the resource's devices."""
-        self._put(replace(self.known(name), devices=MappingProxyType(dict(devices))))
+        """Replace the resource's devices, whether or not there is still a plugin to call.
+
+        Those of a forgotten resource, which only an older instance can send, are ignored. A kubelet
+        keeps them until it looks at the resource's grace period the next time, within seconds.
+        """
+        if (known := self.resources.get(name)) is not None:
+            self.resources[name] = replace(known, devices=MappingProxyType(dict(devices)))
+        self._changed()
 
     def disconnected(self, name: str) -> None:
         """Mark all the resource's devices unhealthy, and stop calling its plugin."""
@@ -257,7 +263,7 @@ class DeviceManager:
             holder = replace(holder, device_ids=tuple(chosen))
         endpoint = self._endpoints.get(holder.resource)
         if endpoint is None:
-            raise UnexpectedAdmissionError(f"endpoint {holder.resource} has been stopped")
+            raise UnexpectedAdmissionError(_stopped(holder.resource))
         try:
             response = await endpoint.allocate(holder.device_ids)
         except PluginCallError as error:
@@ -296,24 +302,27 @@ class DeviceManager:
                 f"requested number of devices unavailable for {name}. "
                 f"Requested: {count}, Available: {len(available)}"
             )
-        endpoint = self._endpoints.get(name)
         preferred: list[str] = []
         if (
-            endpoint is not None
-            and len(available) > count
+            len(available) > count
             and resource.options is not None
             and resource.options.preferred_allocation
         ):
-            try:
-                preferred = await endpoint.prefer(available, count)
-            except PluginCallError as error:
-                raise UnexpectedAdmissionError(
-                    f"device plugin GetPreferredAllocation rpc failed with err: {error}", error
-                ) from error
+            preferred = await self._prefer(name, available, count)
         if unavailable := sorted(set(preferred).difference(available)):
             self._violation(name, f"GetPreferredAllocation named unavailable devices {unavailable}")
         usable = [device_id for device_id in preferred if device_id in available]
         return list(dict.fromkeys([*usable, *available]))[:count]
+
+    async def _prefer(self, name: str, available: Sequence[str], count: int) -> list[str]:
+        failed = "device plugin GetPreferredAllocation rpc failed with err: "
+        endpoint = self._endpoints.get(name)
+        if endpoint is None:
+            raise UnexpectedAdmissionError(failed + _stopped(name))
+        try:
+            return await endpoint.prefer(available, count)
+        except PluginCallError as error:
+            raise UnexpectedAdmissionError(f"{failed}{error}", error) from error
 
     async def pre_start(self, container: Container) -> None:
         """Call PreStartContainer if necessary. Raises what ``Container.start`` raises."""
@@ -330,7 +339,7 @@ class DeviceManager:
         failed = "device plugin PreStartContainer rpc failed with err: "
         endpoint = self._endpoints.get(name)
         if endpoint is None:
-            raise CreateContainerConfigError(f"{failed}endpoint {name} has been stopped", container)
+            raise CreateContainerConfigError(failed + _stopped(name), container)
         try:
             await endpoint.pre_start(container.device_ids, self._pre_start_timeout)
         except PluginCallError as error:
@@ -352,6 +361,11 @@ class DeviceManager:
     def _require_running(self) -> None:
         if not self.running:
             raise EmbeddedKubeletError("the embedded kubelet is not running; start it first")
+
+
+def _stopped(name: str) -> str:
+    # A kubelet prints its whole record of the endpoint where this has the resource's name.
+    return f"endpoint {name} has been stopped"
 
 
 def _same_container(one: Holder, other: Holder) -> bool:
