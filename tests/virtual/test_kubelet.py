@@ -483,12 +483,14 @@ async def test_the_end_of_an_old_stream_disconnects_the_new_plugin(
     kubelet: EmbeddedKubelet, plugin: Plugin, make_plugin: MakePlugin
 ) -> None:
     new = await registered(kubelet, make_plugin("new.sock"))
-    await kubelet.wait_for(lambda: len(kubelet.log.messages) == 2)
     assert len(plugin.streams) == len(new.streams) == 1
     plugin.end_streams()
     async with asyncio.timeout(5):
         await new.stream_closed.wait()
     await kubelet.wait_for(lambda: len(kubelet.log.stream_ends) == 2)
+    assert [end.endpoint for end in kubelet.log.stream_ends] == ["p.sock", "new.sock"]
+    (stop,) = kubelet.log.stops
+    assert (stop.resource, stop.endpoint) == (TTY, "new.sock")
     resource = kubelet.resource(TTY)
     assert (resource.connected, resource.allocatable, resource.capacity) == (False, 0, 3)
     assert kubelet.socket.is_socket()
@@ -537,6 +539,84 @@ async def test_the_end_of_an_old_stream_lets_dialling_go_on(
             plugin.end_streams()
             await kubelet.wait_for(lambda: not kubelet.resource(TTY).connected)
             assert await registration == "failed to dial device plugin: context deadline exceeded"
+
+
+async def test_a_second_instance_takes_over_and_the_first_is_not_told(
+    kubelet: EmbeddedKubelet, make_plugin: MakePlugin
+) -> None:
+    first = await registered(kubelet, make_plugin())
+    new = make_plugin("new.sock", pre_start_required=True)
+    new.send(d="Healthy")
+    await new.serve()
+    await register(new)
+    assert new.calls == [("options", []), ("registered", [])]
+    await kubelet.wait_healthy(TTY, "d")
+    await kubelet.run_container(TTY)
+    assert (new.asked("allocate"), new.asked("pre_start")) == ([["d"]], [["d"]])
+    assert first.calls == [("options", []), ("registered", [])]
+    assert len(first.streams) == len(new.streams) == 1
+    first.send(a="Healthy")
+    await kubelet.wait_healthy(TTY, "a")
+    await kubelet.run_container(TTY, pod="other")
+    assert new.asked("allocate") == [["d"], ["a"]]
+    assert not kubelet.log.stream_ends
+    assert not kubelet.log.stops
+
+
+@pytest.mark.parametrize("how", ["end_streams", "stop"])
+async def test_when_the_later_instance_ends_nobody_is_registered(
+    kubelet: EmbeddedKubelet, plugin: Plugin, make_plugin: MakePlugin, how: str
+) -> None:
+    new = await registered(kubelet, make_plugin("new.sock"))
+    if how == "stop":
+        await new.stop()
+    else:
+        new.end_streams()
+    await kubelet.wait_for(lambda: not kubelet.resource(TTY).connected)
+    (stop,) = kubelet.log.stops
+    assert (stop.resource, stop.endpoint) == (TTY, "new.sock")
+    # Whatever else happens at the kubelet, it does not return to the first one.
+    await registered(kubelet, make_plugin("other.sock", "example.com/other"))
+    resource = kubelet.resource(TTY)
+    assert (resource.connected, resource.allocatable, resource.capacity) == (False, 0, 3)
+    assert [end.endpoint for end in kubelet.log.stream_ends] == ["new.sock"]
+    assert len(plugin.streams) == 1
+    assert len(plugin.asked("options")) == 1
+    with pytest.raises(UnexpectedAdmissionError, match="no healthy devices present"):
+        await kubelet.run_container(TTY)
+    await register(plugin)
+    await kubelet.wait_healthy(TTY, "abc")
+    await kubelet.run_container(TTY)
+    assert plugin.asked("allocate") == [["a"]]
+
+
+async def test_an_older_instances_devices_count_and_cannot_be_had(
+    kubelet: EmbeddedKubelet, plugin: Plugin, make_plugin: MakePlugin
+) -> None:
+    new = await registered(kubelet, make_plugin("new.sock", pre_start_required=True))
+    container = await kubelet.run_container(TTY, pod="before")
+    new.end_streams()
+    await kubelet.wait_healthy(TTY, ())
+    plugin.send(a="Healthy", b="Healthy", c="Unhealthy")
+    await kubelet.wait_healthy(TTY, "ab")
+    resource = kubelet.resource(TTY)
+    assert (resource.connected, resource.allocatable, resource.capacity) == (False, 2, 3)
+    for device_ids in ((), ("b",)):
+        with pytest.raises(UnexpectedAdmissionError) as admission:
+            await kubelet.run_container(TTY, device_ids=device_ids)
+        assert str(admission.value) == (
+            "Allocate failed due to endpoint example.com/tty has been stopped, which is unexpected"
+        )
+        assert admission.value.code is None
+    with pytest.raises(CreateContainerConfigError) as start:
+        await container.restart()
+    assert str(start.value) == (
+        "device plugin PreStartContainer rpc failed with err: "
+        "endpoint example.com/tty has been stopped"
+    )
+    assert not plugin.asked("allocate")
+    assert len(new.asked("allocate")) == len(new.asked("pre_start")) == 1
+    assert kubelet.containers == (container,)
 
 
 async def test_a_stopped_endpoint_is_not_asked_for_a_preference(
@@ -1207,6 +1287,39 @@ async def test_the_watcher_hangs_up_on_a_plugin_that_does_not_know_it_is_registe
         async with asyncio.timeout(5):
             await plugin.stream_closed.wait()
         await kubelet.wait_for(lambda: not kubelet.resource(TTY).connected)
+
+
+async def test_the_watcher_registers_no_instance_again(
+    directory: Path, make_plugin: MakePlugin
+) -> None:
+    async with EmbeddedKubelet(directory / "own", registry=directory) as kubelet:
+        plugins = []
+        for name in ("a", "b"):
+            plugin = make_plugin(f"{name}.sock")
+            plugin.be_found()
+            plugin.send(**{name: "Healthy"})
+            await plugin.serve()
+            await kubelet.wait_healthy(TTY, name)
+            plugins.append(plugin)
+        first, new = plugins
+        (directory / "b.sock").unlink()
+        async with asyncio.timeout(5):
+            await new.stream_closed.wait()
+        await kubelet.wait_for(lambda: len(kubelet.log.stream_ends) == 1)
+        other = make_plugin("c.sock", "example.com/other")
+        other.be_found()
+        other.send(c="Healthy")
+        await other.serve()
+        await kubelet.wait_healthy("example.com/other", "c")
+        resource = kubelet.resource(TTY)
+        assert (resource.connected, resource.allocatable, resource.capacity) == (False, 0, 1)
+        assert len(first.streams) == 1
+        first.send(a="Healthy")
+        await kubelet.wait_healthy(TTY, "a")
+        with pytest.raises(UnexpectedAdmissionError, match=f"endpoint {TTY} has been stopped"):
+            await kubelet.run_container(TTY)
+        endpoints = [Path(entry.endpoint).name for entry in kubelet.log.registrations]
+        assert endpoints == ["a.sock", "b.sock", "c.sock"]
 
 
 async def test_the_watcher_leaves_no_meeting_behind(

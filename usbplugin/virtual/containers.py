@@ -201,12 +201,17 @@ class DeviceManager:
             self.resources[name] = replace(known, devices=MappingProxyType(dict(devices)))
         self._changed()
 
-    def disconnected(self, name: str) -> None:
-        """Mark all the resource's devices unhealthy, and stop calling its plugin."""
-        self._endpoints.pop(name, None)
+    def disconnected(self, name: str) -> PluginClient | None:
+        """Mark all the resource's devices unhealthy, and stop calling its plugin, if any.
+
+        Returns:
+            The plugin that is called no more.
+        """
+        stopped = self._endpoints.pop(name, None)
         known = self.known(name)
         devices = {key: replace(device, healthy=False) for key, device in known.devices.items()}
         self._put(replace(known, connected=False, devices=MappingProxyType(devices)))
+        return stopped
 
     def forget(self, name: str) -> None:
         """Drop a resource whose plugin stayed away: no capacity, and its holders cannot start."""

@@ -79,7 +79,11 @@ class Resource:
     options: PluginOptions | None = None
     """None until a plugin registers, and again after each start of the kubelet."""
     devices: Mapping[str, Device] = field(default_factory=lambda: MappingProxyType({}))
-    """By ID, as in the last stream message; all unhealthy once disconnected."""
+    """By ID, as in the last stream message; all unhealthy once disconnected.
+
+    An older instance of the plugin may still have its stream: devices in its next message count
+    again, but no pod gets any.
+    """
 
     @property
     def healthy(self) -> frozenset[str]:

@@ -2,6 +2,18 @@
 
 This module answers Register as a kubelet does, and follows each plugin's ListAndWatch stream until
 it ends. It never reopens a stream and never chooses devices.
+
+What it does when two instances of a plugin register for one resource is what kubelets do up to 1.36
+at least, which know plugins by their resource's name alone:
+
+- The one that registered last is called. The older one is not told; its stream stays open, and each
+  message on it still replaces the resource's list of devices.
+- Whichever stream ends first, the resource's endpoint is stopped, and the connection to the plugin
+  that registered last is closed: all devices are unhealthy, and nobody is registered. If it is the
+  older one's stream that remains, its devices count again from its next message on, but nobody is
+  called for them, so no pod gets any.
+
+Kubernetes' pull request 135437, of 2026, tells instances apart by their sockets instead.
 """
 
 from __future__ import annotations
@@ -69,6 +81,16 @@ class StreamEnd:
 
 
 @dataclass(frozen=True, slots=True)
+class EndpointStop:
+    """The moment from which a plugin is not called any more: "Endpoint became unhealthy"."""
+
+    time: float
+    resource: str
+    endpoint: str
+    """That of the plugin, which need not be the one whose stream has ended."""
+
+
+@dataclass(frozen=True, slots=True)
 class Violation:
     """A breach of the API's rules by a plugin, which a kubelet would silently accept."""
 
@@ -84,12 +106,16 @@ class KubeletLog:
         self.registrations: deque[Registration] = deque(maxlen=limit)
         self.messages: deque[StreamMessage] = deque(maxlen=limit)
         self.stream_ends: deque[StreamEnd] = deque(maxlen=limit)
+        self.stops: deque[EndpointStop] = deque(maxlen=limit)
         self.violations: deque[Violation] = deque(maxlen=limit)
 
     def clear(self) -> None:
         """Drop all entries."""
-        for entries in (self.registrations, self.messages, self.stream_ends, self.violations):
-            entries.clear()
+        self.registrations.clear()
+        self.messages.clear()
+        self.stream_ends.clear()
+        self.stops.clear()
+        self.violations.clear()
 
 
 class PluginRegistry:
@@ -224,9 +250,9 @@ class PluginRegistry:
         self._log.stream_ends.append(
             StreamEnd(time.monotonic(), client.resource, client.endpoint, reason)
         )
-        # Reproduces a kubelet bug (up to 1.36 at least): it looks up the plugin to disconnect by
-        # resource name. So when an old instance's stream ends, the new instance is disconnected;
-        # and if a new one has failed to register in the meantime, none is.
+        # Reproduces a kubelet bug: it looks up the plugin to disconnect by resource name. So when
+        # an old instance's stream ends, the new instance is disconnected; and if a new one has
+        # failed to register in the meantime, or has been disconnected itself, none is.
         current = self._clients.pop(client.resource, None)
         if current is not None:
             await self._disconnect(current)
@@ -234,7 +260,8 @@ class PluginRegistry:
 
     async def _disconnect(self, client: PluginClient) -> None:
         name = client.resource
-        self._manager.disconnected(name)
+        if (stopped := self._manager.disconnected(name)) is not None:
+            self._log.stops.append(EndpointStop(time.monotonic(), name, stopped.endpoint))
         self._keep(name)
         self._timers[name] = asyncio.get_running_loop().call_later(
             self._grace_period, self._manager.forget, name

@@ -67,7 +67,8 @@ class PluginWatcher:
     """Registers the device plugins whose sockets appear in ``directory``, each socket once.
 
     When a socket disappears, it hangs up on its resource's plugin. As with a real kubelet, that may
-    by then be a different plugin, which has registered since.
+    by then be a different plugin, which has registered since. Nor is a plugin registered again
+    when another one has taken its resource over and gone: its socket is not new.
     """
 
     def __init__(
