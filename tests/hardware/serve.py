@@ -119,6 +119,20 @@ class HardwareNode(BareNode):
             while not any(map(is_held, json.loads(await self.get("/devices")))):
                 pass
 
+    async def until_health(self, device_id: str, health: str, *, because: str = "") -> None:
+        """Wait until the plugin finds a device in that state, for a reason that says so."""
+        rows: list[dict[str, str]] = []
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                while not any(
+                    row["health"] == health and because in row["reason"]
+                    for row in rows
+                    if row["id"] == device_id
+                ):
+                    rows = json.loads(await self.get("/devices"))
+        except TimeoutError:
+            raise AssertionError(f"{device_id} is not {health} ({because}): {rows}") from None
+
     async def metrics(self) -> list[Sample]:
         """All that the plugin counts, as Prometheus reads it."""
         families = text_string_to_metric_families(await self.get("/metrics"))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(120)
 
 ONE, TWO = acm_id("ONE"), acm_id("TWO")
+HOLDER = f"default/{ONE[-8:]}/main"
 
 
 async def run(node: HardwareNode, device_id: str) -> Container:
@@ -49,9 +50,9 @@ async def test_a_restarted_container_opens_its_device_under_another_number(
         device.unplug(wait=False)
         await node.healthy()
         other.plug()
-        await node.healthy(TWO)
         with pytest.raises(CreateContainerConfigError, match="is gone"):
             await container.restart()
+        await node.healthy(TWO)
         device.plug(wait=False)
         await node.healthy(ONE, TWO)
         await container.start()
@@ -80,7 +81,8 @@ async def test_a_running_container_reaches_whoever_has_its_number_and_is_told_of
                 assert firmware.read(5) == b"stray"
             device.plug(wait=False)
             await process.wait_for_log("device displaced", within=20)
-            await node.healthy(TWO)
+            await node.until_health(TWO, "contested", because=f"{HOLDER} was given {ONE}")
+            assert node.states() == {ONE: False, TWO: False}
         await container.restart()
         await node.healthy(ONE, TWO)
         with RunningContainer(container) as running, device.line() as firmware:
@@ -101,22 +103,31 @@ def swap(devices: list[UsbGadget]) -> None:
 async def restart_both(
     node: HardwareNode, devices: list[UsbGadget], containers: list[Container]
 ) -> None:
-    """Both are displaced; each is healthy once its container was started anew, and gets its own."""
+    """Each waits for the other's container to let go of its number, and gets its own device."""
     assert node.states() == {ONE: False, TWO: False}
-    await containers[0].restart()
-    await node.healthy(ONE)
+    with pytest.raises(CreateContainerConfigError, match=f"{ONE} is contested"):
+        await containers[0].restart()
+    # It has ended for that, so nobody has what is the other device's number now.
+    assert node.states() == {ONE: False, TWO: False}
     await containers[1].restart()
     await node.healthy(ONE, TWO)
-    for container, device, text in zip(containers, devices, ("one", "two"), strict=True):
+    await containers[0].start()
+    await get_their_own(devices, containers)
+
+
+async def get_their_own(devices: list[UsbGadget], containers: list[Container]) -> None:
+    """A container's bytes reach its device."""
+    for container, device in zip(containers, devices, strict=True):
+        text = f"for {device.name}"
         with RunningContainer(container) as running, device.line() as firmware:
             assert running.number(path(container)) == device.ttys[0].number
             assert running.send(path(container), text) is None
-            assert firmware.read(3) == text.encode()
+            assert firmware.read(len(text)) == text.encode()
 
 
-async def until_displaced(node: HardwareNode, process: Process) -> None:
+async def until_contested(node: HardwareNode, process: Process) -> None:
     for device_id in (ONE, TWO):
-        await process.wait_for_log(f"device displaced device={device_id}", within=20)
+        await process.wait_for_log(f"device contested device={device_id}", within=20)
     await node.healthy()
 
 
@@ -131,7 +142,7 @@ async def test_two_devices_that_come_back_swapped(
         containers = [await run(node, ONE), await run(node, TWO)]
         running = [RunningContainer(container) for container in containers]
         swap(devices)
-        await until_displaced(node, process)
+        await until_contested(node, process)
         # Why it matters: each now writes to the other's device.
         for container, app, device in zip(containers, running, reversed(devices), strict=True):
             with app, device.line() as firmware:
@@ -154,11 +165,11 @@ async def test_two_devices_that_come_back_swapped_while_the_plugin_was_away(
         # Never were they healthy, not in the first message either.
         first = next(m for m in node.kubelet.log.messages if m.endpoint in node.sockets())
         assert not any(device.healthy for device in first.devices)
-        await until_displaced(node, process)
+        await until_contested(node, process)
         await restart_both(node, devices, containers)
 
 
-async def test_displacement_outlives_a_restart_of_the_plugin(
+async def test_a_swap_is_not_forgotten_by_a_restart_of_the_plugin(
     gadget: GadgetFactory, node: HardwareNode
 ) -> None:
     devices = [gadget(serial=serial) for serial in (b"ONE", b"TWO")]
@@ -168,9 +179,9 @@ async def test_displacement_outlives_a_restart_of_the_plugin(
         await node.healthy(ONE, TWO)
         containers = [await run(node, ONE), await run(node, TWO)]
         swap(devices)
-        await until_displaced(node, process)
+        await until_contested(node, process)
     async with node.serve() as process:
-        await until_displaced(node, process)
+        await until_contested(node, process)
         await restart_both(node, devices, containers)
 
 

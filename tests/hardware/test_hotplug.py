@@ -57,6 +57,7 @@ async def test_ports_are_offered_used_and_missed(gadget: GadgetFactory, node: Ha
             await container.start()
             device.unplug(wait=False)
             await node.healthy()
+            container.remove()  # or else the next device could not have its number
         assert node.states() == {device_id: False for _, device_id, *_ in KINDS}
 
 
@@ -110,9 +111,10 @@ async def test_another_device_that_takes_the_number_is_not_taken_for_the_first(
         device.unplug(wait=False)
         await node.healthy()
         assert other.plug() == [first]
-        await node.healthy(acm_id("OTHER"))
+        await node.until_health(acm_id("OTHER"), "contested")
         with pytest.raises(CreateContainerConfigError, match="is gone"):
             await container.restart()
+        await node.healthy(acm_id("OTHER"))
         assert not os.path.lexists(container.devices[0].host_path)
         (second,) = device.plug()
         await node.healthy(acm_id("MINE"), acm_id("OTHER"))
