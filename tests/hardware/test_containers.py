@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from signal import SIGCONT, SIGSTOP
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.node import SERIAL
-from usbplugin.virtual import CreateContainerConfigError
+from usbplugin.virtual import ContainerState, CreateContainerConfigError, UnexpectedAdmissionError
 
 from .runtime import RunningContainer
-from .serve import acm_id
+from .serve import TIMEOUT, acm_id
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from tests.node import Process
     from usbplugin.virtual import Container
 
@@ -183,6 +187,90 @@ async def test_a_swap_is_not_forgotten_by_a_restart_of_the_plugin(
     async with node.serve() as process:
         await until_contested(node, process)
         await restart_both(node, devices, containers)
+
+
+@pytest.mark.parametrize("asking", [(0,), (1,), (0, 1)], ids=["one", "two", "both"])
+async def test_two_devices_that_are_swapped_while_the_plugin_is_stopped(
+    gadget: GadgetFactory, node: HardwareNode, asking: tuple[int, ...]
+) -> None:
+    """Whether it hears first of the swap or of a container that is to be started."""
+    devices = [gadget(serial=serial) for serial in (b"ONE", b"TWO")]
+    for device in devices:
+        device.plug()
+    async with node.serve() as process:
+        await node.healthy(ONE, TWO)
+        containers = [await run(node, ONE), await run(node, TWO)]
+        process.signal(SIGSTOP)
+        swap(devices)
+        starts = [asyncio.create_task(containers[index].restart()) for index in asking]
+        done, _ = await asyncio.wait(starts, timeout=1)
+        assert not done, "who is stopped gives no answer"
+        process.signal(SIGCONT)
+        for index, outcome in zip(
+            asking, await asyncio.gather(*starts, return_exceptions=True), strict=True
+        ):
+            if outcome is None:
+                await get_their_own(devices[index : index + 1], containers[index : index + 1])
+            else:
+                assert isinstance(outcome, CreateContainerConfigError)
+        if len(asking) == 1:
+            assert containers[asking[0]].state is ContainerState.WAITING, "the other one has it"
+        # As kubelets do: what was refused is tried again, and the other one is restarted by people.
+        for container in containers:
+            if container.state is ContainerState.RUNNING:
+                await started(container.restart)
+        for container in containers:
+            if container.state is ContainerState.WAITING:
+                await started(container.start)
+        await node.healthy(ONE, TWO)
+        await get_their_own(devices, containers)
+
+
+async def started(start: Callable[[], Awaitable[None]]) -> None:
+    """Ask until the container may start, as a kubelet does."""
+    async with asyncio.timeout(TIMEOUT):
+        while True:
+            try:
+                return await start()
+            except CreateContainerConfigError:
+                await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("way", ["restarted", "deleted"])
+async def test_a_number_that_a_running_container_has_is_not_given_to_another(
+    gadget: GadgetFactory, node: HardwareNode, way: str
+) -> None:
+    """A stick is pulled, and the next one takes its number; the container goes on running."""
+    device, other = gadget(serial=b"ONE"), gadget(serial=b"TWO")
+    device.plug()
+    number = device.ttys[0].number
+    async with node.serve() as process:
+        await node.healthy(ONE)
+        container = await run(node, ONE)
+        with RunningContainer(container) as running:
+            device.unplug(wait=False)
+            await node.healthy()
+            other.plug()
+            assert other.ttys[0].number == running.number(path(container)) == number
+            because = f"{HOLDER} was given {ONE} with the number {number}, and may open it"
+            await node.until_health(TWO, "contested", because=because)
+            assert node.states() == {ONE: False, TWO: False}
+            with pytest.raises(UnexpectedAdmissionError, match="no healthy devices present"):
+                await node.kubelet.run_container(SERIAL, pod="second")
+            with pytest.raises(UnexpectedAdmissionError, match=f"{TWO} is contested"):
+                await run(node, TWO)
+            assert "device contested" in process.log()
+        if way == "restarted":
+            with pytest.raises(CreateContainerConfigError, match="is gone"):
+                await container.restart()
+        else:
+            container.remove()
+        await node.healthy(TWO)
+        second = await node.kubelet.run_container(SERIAL, pod="second")
+        assert second.device_ids == (TWO,)
+        with RunningContainer(second) as running, other.line() as firmware:
+            assert running.send(path(second), "mine") is None
+            assert firmware.read(4) == b"mine"
 
 
 async def test_the_container_of_a_modem_gets_all_its_ports(
