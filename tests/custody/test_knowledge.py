@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -74,6 +75,20 @@ async def test_where_nothing_tells_what_was_given_the_container_does_not_start(
             await container.restart()
         container.remove()
         await node.kubelet.wait_healthy(SERIAL, {GPS})
+
+
+async def test_a_kubelet_that_has_not_allocated_anything_yet_is_no_reason_to_complain(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    node.plug("ttyUSB0", "GPS-A7")
+    for content, complaints in ((None, 0), ("not JSON", 1)):
+        if content is not None:
+            checkpoint(node).write_text(content)
+        async with node.agent():
+            await node.kubelet.wait_healthy(SERIAL, {GPS})
+        said = [record for record in caplog.records if "checkpoint" in record.getMessage()]
+        assert len(said) == complaints
 
 
 async def test_a_path_that_the_kubelet_replays_is_checked_and_not_the_one_it_would_be_now(

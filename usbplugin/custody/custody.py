@@ -160,8 +160,10 @@ class Custody:
             return ()
         checkpoint, number_at = self._checkpoint, self._eyes.number_at
         try:
+            # A kubelet that has never allocated anything has not written it yet.
             grants = await self._workers.answer(
-                lambda: grants_of(checkpoint.read(), number_at), LOOK_TIMEOUT
+                lambda: grants_of(checkpoint.read() if checkpoint.is_there else (), number_at),
+                LOOK_TIMEOUT,
             )
         except (KubeletError, TimeoutError) as error:
             if str(error) != self._complaint:
