@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _MOST_AT_ONCE = 64
+_MOST_IDLE = 2
+"""Two, for one that has just answered is not idle yet when the next call is made."""
 
 
 class TooManyCallsError(TimeoutError):
@@ -32,7 +34,7 @@ class TooManyCallsError(TimeoutError):
 class Workers:
     """Runs calls in daemon threads. Thread-safe; the threads end when nobody refers to it any more.
 
-    One thread is kept while idle, so as long as nothing hangs, a call costs a hand-off, no thread.
+    Some are kept while idle: as long as nothing hangs, a call costs a hand-off and no new thread.
     """
 
     def __init__(self, most: int = _MOST_AT_ONCE) -> None:
@@ -72,6 +74,10 @@ class Workers:
             return await asyncio.wrap_future(future)
 
 
+_Calls = SimpleQueue["Callable[[], None] | None"]
+"""Calls for one thread; None for it to end."""
+
+
 class _Crew:
     """The threads, and what they share. Apart from ``Workers``, to which no thread may refer."""
 
@@ -79,8 +85,8 @@ class _Crew:
         self._most = most
         self._lock = Lock()
         self._busy = 0
-        self._idle: SimpleQueue[Callable[[], None] | None] | None = None
-        """What the idle thread, if there is one, gets its next call from."""
+        self._idle: list[_Calls] = []
+        """What each idle thread gets its next call from."""
         self._dismissed = False
 
     def start(self, call: Callable[[], None]) -> None:
@@ -88,12 +94,15 @@ class _Crew:
             if self._busy >= self._most:
                 raise TooManyCallsError(f"{self._busy} calls hang already: not making another one")
             self._busy += 1
-            idle, self._idle = self._idle, None
-        if idle is not None:
-            idle.put(call)
+            calls = self._idle.pop() if self._idle else None
+        if calls is not None:
+            calls.put(call)
             return
+        # A thread keeps its arguments as long as it lives, so the call is not one of them.
+        calls = _Calls()
+        calls.put(call)
         try:
-            Thread(target=self._work, args=(call,), name="worker", daemon=True).start()
+            Thread(target=self._work, args=(calls,), name="worker", daemon=True).start()
         except RuntimeError as error:
             with self._lock:
                 self._busy -= 1
@@ -102,22 +111,20 @@ class _Crew:
     def dismiss(self) -> None:
         """Let the threads end. Called by the garbage collector, anywhere, so it takes no lock."""
         self._dismissed = True
-        if (idle := self._idle) is not None:
+        for idle in tuple(self._idle):
             idle.put(None)
 
-    def _work(self, call: Callable[[], None] | None) -> None:
-        calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        while call is not None:
+    def _work(self, calls: _Calls) -> None:
+        while (call := calls.get()) is not None:
             try:
                 call()
             finally:
                 with self._lock:
                     self._busy -= 1
+            del call  # nothing that it refers to is kept while idle
             with self._lock:
-                if self._idle is not None:
+                if len(self._idle) == _MOST_IDLE:
                     return
-                self._idle = calls
-            if self._dismissed:  # checked last, as dismiss() looks for an idle thread last
+                self._idle.append(calls)
+            if self._dismissed:  # checked last, as dismiss() looks for idle threads last
                 return
-            call = None  # nothing that it refers to is kept while idle
-            call = calls.get()
