@@ -10,6 +10,7 @@ import errno
 import os
 import select
 import socket
+import threading
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,7 @@ class DatabaseEntry:
 
 
 class Libudev:
-    """A libudev context."""
+    """A libudev context for each thread that uses it: none of libudev's objects may be shared."""
 
     def __init__(self) -> None:
         """Load libudev.
@@ -59,12 +60,13 @@ class Libudev:
             DiscoveryError: libudev is not installed.
         """
         try:
-            self._context: Any = pyudev.Context()
+            self._first: Any = pyudev.Context()
         except ImportError as error:
             raise DiscoveryError(
                 f"cannot load libudev ({error}): install it (libudev1 on Debian), "
                 "or run with --no-udev and --device-dir"
             ) from error
+        self._contexts = threading.local()
 
     def database_entry(self, sysfs_path: str) -> DatabaseEntry:
         """Read udevd's database entry for the device at ``sysfs_path``.
@@ -72,7 +74,7 @@ class Libudev:
         A device that has since vanished counts as not initialized.
         """
         try:
-            device: Any = pyudev.Devices.from_sys_path(self._context, sysfs_path)
+            device: Any = pyudev.Devices.from_sys_path(self._context(), sysfs_path)
         except pyudev.DeviceNotFoundError:
             return DatabaseEntry(initialized=False, initialized_usec=0, links=())
         return DatabaseEntry(
@@ -88,9 +90,18 @@ class Libudev:
             DiscoveryError: the netlink socket could not be opened.
         """
         try:
-            return Monitor(self._context, receive_buffer)
+            return Monitor(self._context(), receive_buffer)
         except OSError as error:
             raise DiscoveryError(f"cannot listen for kernel uevents: {error}") from error
+
+    def _context(self) -> Any:  # noqa: ANN401 -- untyped
+        context: Any = getattr(self._contexts, "own", None)
+        if context is None:
+            # As pyudev does it, but for loading the library, for which it runs ldconfig.
+            context = self._contexts.own = pyudev.Context.__new__(pyudev.Context)
+            context._libudev = self._first._libudev  # noqa: SLF001
+            context._as_parameter_ = context._libudev.udev_new()  # noqa: SLF001
+        return context
 
 
 class Monitor:
