@@ -11,13 +11,17 @@ from tests.discovery.test_sysfs import FakeSysfs
 from usbplugin.discovery import Readiness, sightings
 from usbplugin.discovery.libudev import DatabaseEntry
 from usbplugin.discovery.sightings import Look, Sightings
+from usbplugin.foundation.reads import Reads
+from usbplugin.foundation.workers import Workers
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from usbplugin.discovery import Port
+    from usbplugin.discovery.glance import Glance
 
 NOTHING = DatabaseEntry(initialized=False, initialized_usec=0, links=())
+AS_LONG_AS_IT_TAKES = 60.0
 LINKS = ("/dev/serial/by-id/usb-mine",)
 
 
@@ -57,7 +61,8 @@ class Bench:
         monkeypatch.setattr(sightings, "CLASS", str(self._class))
         monkeypatch.setattr(sightings, "time", self.clock)
         monkeypatch.setattr(sightings, "udevd_has_written", lambda: self.udevd_runs)
-        self.sightings = Sightings(self.udev, patience=10.0)  # type: ignore[arg-type]
+        self.reads: Reads[Glance] = Reads(Workers(), lambda: None)
+        self.sightings = Sightings(self.udev, 10.0, self.reads)  # type: ignore[arg-type]
         self.sightings.told = True
 
     def plug(self) -> None:
@@ -73,7 +78,12 @@ class Bench:
         shutil.rmtree(self._sysfs.devices)
 
     def look(self) -> Look:
-        return self.sightings.look("ttyACM0")
+        (look,) = self.sightings.look(["ttyACM0"], AS_LONG_AS_IT_TAKES)
+        return look
+
+    def names(self) -> list[str]:
+        looks = self.sightings.look_at_all(lambda _: True, AS_LONG_AS_IT_TAKES)
+        return [look.name for look in looks]
 
     def port(self) -> Port:
         port = self.look().port
@@ -232,7 +242,7 @@ def test_any_entry_may_have_changed_after_an_overflow(bench: Bench) -> None:
 
 def test_a_listing_forgets_what_is_not_there(bench: Bench) -> None:
     bench.plug()
-    assert [look.name for look in bench.sightings.look_at_all(lambda _: True)] == ["ttyACM0"]
+    assert bench.names() == ["ttyACM0"]
     bench.unplug()
-    assert list(bench.sightings.look_at_all(lambda _: True)) == []
+    assert bench.names() == []
     assert bench.sightings.heard(None) == set()

@@ -60,7 +60,7 @@ if __name__ == "__main__":
     make_mortal(InotifyFD, "handle_event")
     make_mortal(InotifyEmitter, "build_and_queue_event")
     make_mortal(BaseObserver, "dispatch_events")
-    make_mortal(DirectorySource, "scan")
+    make_mortal(DirectorySource, "_list")
     kill_when_signalled(signal.SIGUSR1, is_watchdogs)
     kill_when_signalled(signal.SIGUSR2, is_sources)
     sys.exit(main())

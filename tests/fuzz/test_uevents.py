@@ -17,12 +17,17 @@ from usbplugin.discovery import DeviceNumber, Readiness, sightings
 from usbplugin.discovery.libudev import DatabaseEntry, is_serial_link
 from usbplugin.discovery.sightings import Sightings
 from usbplugin.errors import DiscoveryError
+from usbplugin.foundation.reads import Reads
+from usbplugin.foundation.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from usbplugin.discovery.glance import Glance
+
 NULL = DeviceNumber(1, 3)
 PORT_NAME = "ttyACM0"
+AS_LONG_AS_IT_TAKES = 60.0
 
 # A string of the kernel's has no NUL in it.
 names = st.binary(max_size=40).map(
@@ -58,9 +63,10 @@ def test_any_name_in_a_uevent(name: str) -> None:
         looker = Sightings(
             FakeUdev(DatabaseEntry(initialized=True, initialized_usec=1, links=())),  # type: ignore[arg-type]
             patience=1,
+            reads=Reads(Workers(), lambda: None),
         )
         try:
-            look = looker.look(name)
+            (look,) = looker.look([name], AS_LONG_AS_IT_TAKES)
         except DiscoveryError:
             return
         assert look.port is None
@@ -84,9 +90,11 @@ def test_any_entry_of_the_database(entry: DatabaseEntry, heard: Sequence[str]) -
         sysfs = FakeSysfs(root / "sys")
         tty = sysfs.cdc_acm(sysfs.device(serial=b"S1"), PORT_NAME)
         patch.setattr(sightings, "CLASS", str(tty.parent))
-        looker = Sightings(FakeUdev(entry), patience=0)  # type: ignore[arg-type]
+        reads: Reads[Glance] = Reads(Workers(), lambda: None)
+        looker = Sightings(FakeUdev(entry), 0, reads)  # type: ignore[arg-type]
         looker.heard(set(heard))
-        port = looker.look(tty.name).port
+        (look,) = looker.look([tty.name], AS_LONG_AS_IT_TAKES)
+        port = look.port
         assert port is not None
         # The node of a made-up tty is not there; one that every machine has stands in for it.
         whole = port.__class__(

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import stat
+from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
@@ -44,20 +45,47 @@ class NoPort(Enum):
     """It is not a character device, or its path is not printable."""
 
 
+Stamp = tuple[int, int]
+"""Identifies an entry: unchanged unless it was replaced."""
+
+
+@dataclass(slots=True)
+class EntryGlance:
+    """One glance at an entry, which may hang like the device behind it."""
+
+    directory: Path
+    name: str
+    began: float
+    """When it was asked for; ``time.monotonic`` seconds."""
+    found: Port | NoPort = NoPort.GONE
+    stamp: Stamp | None = None
+    """Of the entry that was found; None if there is none."""
+
+    def run(self) -> None:
+        """Read it, making sure that everything read is of one and the same entry.
+
+        Raises:
+            OSError: sysfs could not be read, and not because the device vanished.
+        """
+        entry = self.directory / self.name
+        for _ in range(_MOST_READINGS):
+            if (before := stamp_of(entry)) is None:
+                return
+            port = _read(entry)
+            if stamp_of(entry) == before:
+                self.found, self.stamp = port or NoPort.UNFIT, before
+                return
+
+
 def read_entry(directory: Path, name: str) -> Port | NoPort:
-    """Read ``directory/name``, making sure that everything read is of one and the same entry."""
-    entry = directory / name
-    for _ in range(_MOST_READINGS):
-        if (before := _stamp(entry)) is None:
-            return NoPort.GONE
-        port = _read(entry)
-        if _stamp(entry) == before:
-            return port or NoPort.UNFIT
-    return NoPort.GONE
+    """What ``EntryGlance`` finds."""
+    glance = EntryGlance(directory, name, 0.0)
+    glance.run()
+    return glance.found
 
 
-def _stamp(entry: Path) -> tuple[int, int] | None:
-    """Identifies the entry: unchanged unless it was replaced. None if it is gone."""
+def stamp_of(entry: Path) -> Stamp | None:
+    """The entry's; None if it is gone. Asks no driver, even if the entry is a device node."""
     try:
         status = entry.lstat()
     except OSError:

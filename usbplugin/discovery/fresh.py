@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def is_unchanged(port: Port) -> bool:
-    """Whether the same device still has the same number; False if unsure. Opens no device."""
+    """Whether the same device still has the same number; False if unsure. Opens no device.
+
+    It may hang like the device does: ``Workers.answer`` asks it within a time.
+    """
     found: Port | Tty | None = None
     if port.sysfs_path:
         try:

@@ -96,7 +96,7 @@ class Port(msgspec.Struct, frozen=True):
     """udev's /dev/serial/by-id and by-path links. Never a source of identity: they move."""
     readiness: Readiness = Readiness.READY
     fault: str = ""
-    """Why the node cannot be granted (wrong type, wrong number); empty if it can."""
+    """Why the node cannot be granted (wrong type, wrong number, no answer); empty if it can."""
     initialized_usec: int = 0
     """When udevd finished, in CLOCK_MONOTONIC microseconds; 0 if unknown. Orders arrivals."""
     origin: str = ""

@@ -2,7 +2,7 @@
 
 Names, device numbers and even sysfs paths are reused, by another device or by the same one plugged
 in again. The inode of the tty's sysfs directory is not, so it tells one life of a name from the
-next. Everything here runs in the source's thread and never waits.
+next. Everything here runs in the source's thread. It waits for what it reads, but not for long.
 """
 
 from __future__ import annotations
@@ -10,21 +10,23 @@ from __future__ import annotations
 import logging
 import math
 import os
-import stat
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from usbplugin.discovery.database import udevd_has_written
-from usbplugin.discovery.port import DeviceNumber, Port, Readiness
-from usbplugin.discovery.sysfs import Tty, inode_of, read_tty
+from usbplugin.discovery.glance import Glance
+from usbplugin.discovery.hanging import PATIENCE, Hanging
+from usbplugin.discovery.port import Port, Readiness
 from usbplugin.errors import DiscoveryError
 from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection
 
     from usbplugin.discovery.libudev import DatabaseEntry, Libudev
+    from usbplugin.discovery.sysfs import Tty
+    from usbplugin.foundation.reads import Reads
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +65,8 @@ class _Sighting:
     """When udevd wrote about this tty, or the previous one with its number."""
     settled: bool = False
     gave_up: bool = False
+    port: Port | None = None
+    """As a look last found it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +85,19 @@ class Look:
 class Sightings:
     """Looks at ttys, and remembers each for as long as it is present."""
 
-    def __init__(self, udev: Libudev, patience: float) -> None:
+    def __init__(self, udev: Libudev, patience: float, reads: Reads[Glance]) -> None:
         """Start with none.
 
         Args:
             udev: Reads udevd's database.
             patience: Seconds to wait for udevd before going by sysfs alone.
+            reads: Make the glances. What was read for an earlier object is not used.
         """
         self._udev = udev
         self._patience = patience
+        self._reads = reads
+        self._reads.start_afresh()
+        self._hanging = Hanging("/dev")
         self._sightings: dict[str, _Sighting] = {}
         self._last_usec: dict[str, int] = {}
         self._silent = False
@@ -99,12 +107,18 @@ class Sightings:
 
     @property
     def next_look(self) -> float:
-        """When ``due`` will next name a port; infinite if udevd has finished with them all."""
-        return min((s.next_look for s in self._sightings.values()), default=math.inf)
+        """When ``due`` will next name a port; infinite if that takes an event, or an answer."""
+        settling = (s.next_look for name, s in self._sightings.items() if name not in self._hanging)
+        return min((self._hanging.next_look, *settling))
 
     def due(self, now: float) -> set[str]:
-        """The names due for a look."""
-        return {name for name, s in self._sightings.items() if s.next_look <= now}
+        """The names due for a look, those that can be read at last among them."""
+        settling = {
+            name
+            for name, s in self._sightings.items()
+            if s.next_look <= now and name not in self._hanging
+        }
+        return settling | self._hanging.due(now) | self._reads.late()
 
     def heard(self, entries: set[str] | None) -> set[str]:
         """The names to look at after udevd changed ``entries`` (None: any of them)."""
@@ -119,23 +133,26 @@ class Sightings:
                 sighting.written_at = sighting.written_at or now
         return names
 
-    def look(self, name: str) -> Look:
-        """Look at one name.
+    def look(self, names: Collection[str], patience: float = PATIENCE) -> list[Look]:
+        """Look at these names; nothing is said of those that were never seen and cannot be read.
+
+        Args:
+            names: Where to look.
+            patience: How long one that hangs may hold up the others, in seconds.
 
         Raises:
             DiscoveryError: sysfs cannot be read.
         """
         now = time.monotonic()
-        before = self._sightings.get(name)
-        sighting = self._sight(name, now)
-        replaced = before is not None and sighting is not None and sighting is not before
-        if sighting is None:
-            return Look(name, None, now, replaced=False)
-        noticed = now if sighting.settled or sighting.gave_up else sighting.noticed
-        return Look(name, self._port(name, sighting, now), noticed, replaced=replaced)
+        done = self._reads.read({name: self._glance(name, now) for name in names}, patience)
+        looks = (
+            self._found(name, done[name]) if name in done else self._meanwhile(name)
+            for name in names
+        )
+        return [look for look in looks if look is not None]
 
-    def look_at_all(self, wanted: Callable[[str], bool]) -> Iterator[Look]:
-        """Look at every tty with a wanted name.
+    def look_at_all(self, wanted: Callable[[str], bool], patience: float = PATIENCE) -> list[Look]:
+        """Look at every tty with a wanted name, as ``look`` does.
 
         Raises:
             DiscoveryError: sysfs cannot be read.
@@ -144,31 +161,65 @@ class Sightings:
             names = set(filter(wanted, os.listdir(CLASS)))  # noqa: PTH208 -- names, not paths
         except OSError as error:
             raise DiscoveryError(f"cannot list {CLASS}: {error.strerror}") from error
-        for name in self._sightings.keys() - names:
-            del self._sightings[name]
-        return map(self.look, sorted(names))
+        for name in {*self._sightings, *self._hanging} - names:
+            self._forget(name)
+        return self.look(sorted(names), patience)
 
-    def _sight(self, name: str, now: float) -> _Sighting | None:
-        path = f"{CLASS}/{name}"
+    def _glance(self, name: str, now: float) -> Glance:
         sighting = self._sightings.get(name)
-        if sighting is not None and sighting.tty.inode == inode_of(path):
-            return sighting
-        try:
-            tty = read_tty(path)
-        except OSError as error:
-            raise DiscoveryError(f"cannot read {path}: {error}") from error
-        if tty is None:
+        known = sighting.tty if sighting is not None else None
+        return Glance(f"{CLASS}/{name}", f"/dev/{name}", self._udev, known, now)
+
+    def _found(self, name: str, glance: Glance) -> Look:
+        """What a glance says."""
+        self._hanging.over(name)
+        now = glance.began
+        if glance.tty is None or glance.entry is None:
             self._sightings.pop(name, None)
-            return None
+            return Look(name, None, now, replaced=False)
+        before = self._sightings.get(name)
+        sighting = self._sight(name, glance.tty, now)
+        noticed = now if sighting.settled or sighting.gave_up else sighting.noticed
+        port = sighting.port = self._port(name, sighting, glance.entry, glance.fault, now)
+        return Look(name, port, noticed, replaced=before not in (None, sighting))
+
+    def _meanwhile(self, name: str) -> Look | None:
+        """What there is to say of a name that is not read yet; None if nothing is known of it."""
+        now = time.monotonic()
+        # Like the listing, this asks no driver, so it does not hang.
+        if not os.path.lexists(f"{CLASS}/{name}"):
+            self._forget(name)
+            return Look(name, None, now, replaced=False)
+        sighting, glance = self._sightings.get(name), self._reads.left_behind(name)
+        is_over = sighting and glance and glance.inode not in {None, sighting.tty.inode}
+        if is_over:
+            self._sightings.pop(name)
+            sighting = None
+        began = glance.began if glance else None
+        port = self._hanging.meanwhile(name, sighting.port if sighting else None, began, now)
+        if sighting:
+            sighting.port = port
+        return Look(name, port, now, replaced=False) if port or is_over else None
+
+    def _forget(self, name: str) -> None:
+        """It is gone, whatever reading it will come to."""
+        self._sightings.pop(name, None)
+        self._hanging.over(name)
+        self._reads.abandon(name)
+
+    def _sight(self, name: str, tty: Tty, now: float) -> _Sighting:
+        sighting = self._sightings.get(name)
+        if sighting is not None and sighting.tty is tty:
+            return sighting
         pace = self._pace
         stale = self._last_usec.get(name, 0)
-        sighting = _Sighting(tty, now, stale, now + pace.first, pace.first)
-        self._sightings[name] = sighting
+        sighting = self._sightings[name] = _Sighting(tty, now, stale, now + pace.first, pace.first)
         return sighting
 
-    def _port(self, name: str, sighting: _Sighting, now: float) -> Port:
+    def _port(
+        self, name: str, sighting: _Sighting, entry: DatabaseEntry, fault: str, now: float
+    ) -> Port:
         tty = sighting.tty
-        entry = self._udev.database_entry(tty.path)
         settled = entry.initialized and not self._may_be_stale(entry, sighting, now)
         if settled:
             readiness = Readiness.READY
@@ -176,10 +227,9 @@ class Sightings:
             sighting.settled, sighting.next_look = True, math.inf
         else:
             readiness = self._readiness(name, sighting, now)
-        node = f"/dev/{name}"
         return Port(
             name=name,
-            node=node,
+            node=f"/dev/{name}",
             number=tty.number,
             usb=tty.usb,
             sysfs_path=tty.path,
@@ -187,7 +237,7 @@ class Sightings:
             numa_node=tty.numa_node,
             links=entry.links if settled else (),
             readiness=readiness,
-            fault=_fault(node, tty),
+            fault=fault,
             initialized_usec=entry.initialized_usec if settled else 0,
         )
 
@@ -234,17 +284,3 @@ class Sightings:
     @property
     def _pace(self) -> _Pace:
         return _TOLD if self.told else _UNTOLD
-
-
-def _fault(node: str, tty: Tty) -> str:
-    """How the node differs from what sysfs says; empty if it does not."""
-    try:
-        status = os.stat(node)  # noqa: PTH116 -- a str
-    except OSError as error:
-        return f"{node}: {error.strerror}"
-    if not stat.S_ISCHR(status.st_mode):
-        return f"{node} is not a character device"
-    number = DeviceNumber.of(status.st_rdev)
-    if number != tty.number:
-        return f"{node} has device number {number}, sysfs says {tty.number}"
-    return ""

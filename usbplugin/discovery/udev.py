@@ -18,17 +18,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from usbplugin.discovery.database import DIRECTORY, DatabaseWatch, udevd_has_written
+from usbplugin.discovery.hanging import FIRST_PATIENCE, LIMIT, PATIENCE
 from usbplugin.discovery.libudev import Libudev, Monitor, MonitorOverflowError
 from usbplugin.discovery.port import DEFAULT_NODES, AllPorts, PortGone, PortPresent
 from usbplugin.discovery.sightings import Look, Sightings
 from usbplugin.discovery.source import Waker
 from usbplugin.errors import DiscoveryError
+from usbplugin.foundation.reads import Reads
 from usbplugin.foundation.watch import DirectoryWatch
+from usbplugin.foundation.workers import Workers
 from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from usbplugin.discovery.glance import Glance
     from usbplugin.discovery.port import Port
     from usbplugin.discovery.source import Post
 
@@ -85,6 +89,7 @@ class UdevSource:
         self._timing = timing
         self._receive_buffer = receive_buffer
         self._waker = Waker()
+        self._reads: Reads[Glance] = Reads(Workers(), self._waker.wake)
         self._stopping = threading.Event()
         self._look_again = threading.Event()
         self._learns_by = ""
@@ -98,7 +103,7 @@ class UdevSource:
         self._waker.wake()
 
     def scan(self) -> tuple[Port, ...]:  # noqa: D102 -- Source.scan
-        looks = self._sightings().look_at_all(self._wants)
+        looks = self._sightings().look_at_all(self._wants, LIMIT)
         return tuple(look.port for look in looks if look.port is not None)
 
     def run(self, post: Post) -> None:  # noqa: D102 -- Source.run
@@ -125,7 +130,7 @@ class UdevSource:
                 self._learns_by = ""
 
     def _sightings(self) -> Sightings:
-        return Sightings(self._udev, self._timing.settle_deadline)
+        return Sightings(self._udev, self._timing.settle_deadline, self._reads)
 
     def _watch_devices(self, exits: ExitStack) -> DirectoryWatch | None:
         """Watch /dev instead where no uevents arrive."""
@@ -184,7 +189,7 @@ class UdevSource:
             now = time.monotonic()
             names |= sightings.due(now)
             if names:
-                self._post_looks([sightings.look(name) for name in names], post)
+                self._post_looks(sightings.look(names), post)
             if self._look_again.is_set():
                 self._look_again.clear()
                 self._post_all(sightings, post, "change")
@@ -235,7 +240,8 @@ class UdevSource:
 
     def _post_all(self, sightings: Sightings, post: Post, reason: str) -> None:
         noticed = time.monotonic() if reason == "change" else None
-        looks = list(sightings.look_at_all(self._wants))
+        patience = FIRST_PATIENCE if reason == "start" else PATIENCE
+        looks = sightings.look_at_all(self._wants, patience)
         for look in looks:
             if look.replaced:
                 post(PortGone(self.name, look.name, noticed))
