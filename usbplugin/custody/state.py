@@ -7,10 +7,8 @@ number of devices. The kubelet's checkpoint outlives a reboot, and so must what 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import secrets
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -52,7 +50,8 @@ class StateStore:
         found = {path.stem: path for path in _listed(self._directory, f"*{_SUFFIX}")}
         for path in _listed(self._links, f"*/{FILE_OF_0_1}"):
             # A newer one is of a version 0.1 that was gone back to for a while.
-            if (ours := found.get(path.parent.name)) is None or _age(ours) > _age(path):
+            ours = found.get(path.parent.name)
+            if ours is None or _written_at(path) > _written_at(ours):
                 found[path.parent.name] = path
         states = (_read(device_id, path) for device_id, path in sorted(found.items()))
         return [state for state in states if state is not None]
@@ -96,8 +95,11 @@ class StateStore:
 
     def _sweep(self) -> None:
         """Remove what writers left that were killed long ago."""
-        for path in _listed(self._directory, ".*"):
-            if is_ours(path.name[1:]) and _age(path) > _LONG_AGO:
+        # Their age is told by what was written since: clocks may have been set.
+        written = {path: _written_at(path) for path in _listed(self._directory, "*")}
+        oldest = max(written.values(), default=0.0) - _LONG_AGO
+        for path, moment in written.items():
+            if path.name.startswith(".") and is_ours(path.name[1:]) and moment < oldest:
                 with suppress(OSError):
                     path.unlink()
 
@@ -136,12 +138,12 @@ def _listed(directory: Path, pattern: str) -> list[Path]:
         return []
 
 
-def _age(path: Path) -> float:
-    """Seconds since it was written; infinitely many if it is gone."""
+def _written_at(path: Path) -> float:
+    """When it was written, in seconds of the wall clock of then; long ago if it is gone."""
     try:
-        return time.time() - path.stat().st_mtime
+        return path.stat().st_mtime
     except OSError:
-        return math.inf
+        return 0.0
 
 
 def _read(device_id: str, path: Path) -> DeviceState | None:
