@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.node import SERIAL
+from usbplugin.kubelet.checkpoint import FILE_NAME
 
 from .serve import HardwareNode
 
@@ -117,10 +118,10 @@ def check_files(node: HardwareNode) -> None:
     assert {path.name for path in node.link_dir.iterdir()} <= ids
     for device_id in ids:
         names = {path.name for path in (node.link_dir / device_id).iterdir()}
-        assert names <= {"if00", "device.json"}
+        assert names <= {"if00"}
     assert {path.name for path in node.state_dir.rglob("*")} <= {f"{each}.json" for each in ids}
     assert others(node) <= {
-        *(node.kubelet_dir / name for name in ("", "kubelet.sock")),
+        *(node.kubelet_dir / name for name in ("", "kubelet.sock", FILE_NAME)),
         *(node.places.pod_resources.parent, node.places.pod_resources),
         *(node.places.registry_dir, node.config.parent, node.config),
         *(node.link_dir, node.state_dir),
