@@ -51,8 +51,8 @@ soak: .venv ## the same again and again, for SECONDS (an hour), and rewrite the 
 	$(BIN)/python -m tests.faults --seconds $(SECONDS) --output results/soak/faults.json $(ARGS)
 	$(BIN)/python -m tests.faults.page results/soak/faults.json docs/reliability.md
 
-fuzz: .venv ## thousands of hostile examples for whatever comes from outside (minutes)
-	USBPLUGIN_HYPOTHESIS=explore $(BIN)/pytest --timeout 0 tests/fuzz tests/test_histories.py $(ARGS)
+fuzz: .venv ## thousands of hostile examples for whatever comes from outside, and of histories of a node (minutes)
+	USBPLUGIN_HYPOTHESIS=explore $(BIN)/pytest --timeout 0 tests/fuzz tests/world $(ARGS)
 
 $(MUTANTS)/.installed: requirements-mutants.lock
 	$(PYTHON) -m venv $(MUTANTS)

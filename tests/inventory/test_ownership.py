@@ -658,6 +658,29 @@ def test_the_notes_of_a_share_keep_the_numbers_that_version_0_1_noted() -> None:
     assert "/dev/ttyUSB1 is 188:1 now, its container has 188:0" in node.reason()
 
 
+def test_who_was_given_a_makeshift_id_keeps_the_device_under_its_better_one() -> None:
+    node = Node(LOCATION)
+    one, other = stick(1, serial="ONE"), stick(1, "ttyUSB1", serial="TWO")
+    node.plug(one)
+    node.plug(other)  # in the same place, for the loss of the first one is not heard of yet
+    place = "usb-0403:6001-at-0000:00:14.0-1-if00"
+    (makeshift,) = set(node.health) - {place}
+    node.give(makeshift)
+    node.pull(one)
+    node.pull(other)
+    node.now += 8000
+    node.list()
+    node.plug(stick(1, "ttyUSB4", serial="TWO"))
+    assert node.health == {place: Health.CONTESTED, makeshift: Health.DISPLACED}
+    node.start(makeshift)
+    node.restart(LOCATION)
+    node.list()
+    node.ask()
+    assert node.health == {place: Health.CONTESTED, makeshift: Health.RETIRED}
+    node.take(makeshift)
+    assert node.health == {place: Health.READY}
+
+
 def test_a_way_out_is_named_that_is_one() -> None:
     newcomer = usb_port(serial="NEW", location="0000:00:14.0-2")
     for rules, way_out in (

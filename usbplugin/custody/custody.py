@@ -69,6 +69,7 @@ class Custody:
         eyes: Eyes | None = None,
         holders_can_tell: bool = False,
         boot: str = "",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begin with the state that an earlier process left.
 
@@ -88,7 +89,9 @@ class Custody:
             eyes: Looks at nodes and ports as they are at this moment.
             holders_can_tell: Whether the kubelet can be asked who holds what.
             boot: Names the present boot.
+            clock: Tells the time; every moment that custody is told, or tells, is of it.
         """
+        self._clock = clock
         self._publish_snapshot = publish
         self._tell = tell
         self._wake_at = wake_at
@@ -102,7 +105,7 @@ class Custody:
             rules,
             policy,
             known,
-            time.monotonic(),
+            self._clock(),
             holders_can_tell=holders_can_tell,
             boot=boot,
         )
@@ -138,7 +141,7 @@ class Custody:
     def apply(self, facts: Iterable[Fact]) -> None:
         """Take in what sources found."""
         batch = list(facts)
-        self._carry_out(self._inventory.apply(batch, time.monotonic()), _noticed(batch))
+        self._carry_out(self._inventory.apply(batch, self._clock()), _noticed(batch))
         if any(isinstance(fact, AllPorts) and fact.reason == "period" for fact in batch):
             self._mend()
 
@@ -151,7 +154,7 @@ class Custody:
 
     def hold(self, held: Iterable[HeldDevice], asked_at: float) -> None:
         """Take in who holds what, by the kubelet's word."""
-        self._carry_out(self._inventory.hold(held, asked_at, time.monotonic()))
+        self._carry_out(self._inventory.hold(held, asked_at, self._clock()))
         self._save()
 
     async def notes(self) -> tuple[Grant, ...]:
@@ -176,7 +179,7 @@ class Custody:
     def heed(self, notes: Iterable[Grant]) -> None:
         """Take in the kubelet's own notes, which count."""
         if news := [grant for grant in notes if self._is_news(grant)]:
-            self._carry_out(self._inventory.learn(news, time.monotonic()))
+            self._carry_out(self._inventory.learn(news, self._clock()))
             self._save()
 
     def _knows_grant(self, key: GrantKey) -> bool:
@@ -210,7 +213,7 @@ class Custody:
     ) -> None:
         """Apply new rules and offers, and keep all that is known."""
         before, resources = self._inventory, set(self._offers)
-        now = time.monotonic()
+        now = self._clock()
         self._offers = {offer.resource: offer for offer in offers}
         self._inventory = before.reconfigured(rules, policy, now)
         self._effects.rebase(self._inventory, offers)
@@ -255,7 +258,7 @@ class Custody:
         """
         if problem := self._effects.problem_of_links(device):
             return problem
-        self._carry_out(self._inventory.grant(device.id, paths, time.monotonic(), listed_ids))
+        self._carry_out(self._inventory.grant(device.id, paths, self._clock(), listed_ids))
         self._changed.beat()  # the next holder may well be given what the last one was
         self._effects.restore(self._inventory.state(device.id))
         self._save()  # before the kubelet gets its answer
@@ -270,7 +273,7 @@ class Custody:
         keys = [(resource, listed_id) for listed_id in listed_ids]
         self.heed(grant for grant in await self.notes() if grant.key in keys)
         problem = await self._admission.start_problem(keys)
-        now = time.monotonic()
+        now = self._clock()
         if problem:
             self._carry_out(self._inventory.ended(keys, now))
         else:
@@ -306,21 +309,21 @@ class Custody:
         for _ in range(_MOST_ROUNDS):
             if not (news := self._effects.do(step)):
                 break
-            step = self._inventory.obstruct(news, time.monotonic())
+            step = self._inventory.obstruct(news, self._clock())
             update = update.then(step)
         return update
 
     def _save(self) -> None:
         """Write what is not on disk, and tell if that fails."""
         if news := self._effects.save():
-            self._carry_out(self._inventory.obstruct(news, time.monotonic()))
+            self._carry_out(self._inventory.obstruct(news, self._clock()))
 
     def _set_clock(self) -> None:
         self._wake_at(self._inventory.deadline)
 
     def _mend(self) -> None:
         if freed := self._effects.mend():
-            self._carry_out(self._inventory.obstruct(freed, time.monotonic()))
+            self._carry_out(self._inventory.obstruct(freed, self._clock()))
 
 
 def _everything(inventory: Inventory) -> list[AllPorts]:

@@ -111,7 +111,9 @@ class Effects:
 
     def clean_up(self) -> None:
         """Remove what earlier runs left of devices and resources that are not known any longer."""
-        self._links.keep_only({device.id for device in self._inventory.devices})
+        known = {device.id for device in self._inventory.devices}
+        self._links.keep_only(known)
+        self._saving.keep_only(known)
         self.write_specs()
         self._cdi.keep_only([name for name in self._offers if self._cdi.has(name)])
 

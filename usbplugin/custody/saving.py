@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from usbplugin.custody.state import StateStore
     from usbplugin.inventory import DeviceState
@@ -40,6 +40,11 @@ class Saving:
         """Write a device's state again if somebody has deleted it; None if it is not listed."""
         if state is not None and not self._store.is_kept(state.id):
             self._unsaved.setdefault(state.id, state)
+
+    def keep_only(self, device_ids: Collection[str]) -> None:
+        """Remove the states of devices that are not known any longer."""
+        for device_id in self._saved.keys() - device_ids:
+            self.drop(device_id)
 
     def drop(self, device_id: str) -> None:
         """The device is forgotten."""

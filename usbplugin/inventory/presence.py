@@ -173,6 +173,10 @@ class Presence:
             slot = self.ports[key].slot
             record.leave(slot, now)
             self._release(record.ports[slot].number, key)
+            if self._recognition.is_makeshift(record.id, self.ports[key], record.rule):
+                # When it comes back it may well go by a better ID, which nobody else may get then.
+                record.is_offered = False
+                self._retired.add(record.id)
             self._on_move(record, None)
         for retired in self.retired_at(key):
             retired.leave(self.ports[key].slot, now)

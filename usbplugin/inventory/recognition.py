@@ -55,7 +55,11 @@ class Recognition:
         """
         for port in ports:
             rule = self.rule_of(port)
-            if rule is not None and device_id in self._candidates(port, rule):
+            if (
+                rule is not None
+                and device_id in self._candidates(port, rule)
+                and not self.is_makeshift(device_id, port, rule)
+            ):
                 return rule, True
         named = self.rule_named(resource)
         return (
@@ -67,6 +71,11 @@ class Recognition:
             ),
             False,
         )
+
+    def is_makeshift(self, device_id: str, port: Port, rule: ResourceRule) -> bool:
+        """Whether an ID was given because all others were taken, and lasts as long as that."""
+        *others, last = self._candidates(port, rule)
+        return bool(others) and device_id == last
 
     def has_other_name(self, record: Record) -> bool:
         """Whether a device would go by a serial that it has, if no other one did."""
