@@ -16,14 +16,17 @@ import select
 import struct
 import threading
 import time
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .events import TIMEOUT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Self
+
+    from .gadget import UsbGadget
 
 # x86-64
 _SYS_USERFAULTFD = 323
@@ -110,6 +113,31 @@ class HeldLock:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def stuck_on_arrival(gadget: UsbGadget) -> Iterator[None]:
+    """Plug in a device that hangs as soon as its ttys are there."""
+    device = gadget.device
+    root_hub = device.parent
+    (root_hub / "authorized_default").write_text("0")
+    try:
+        gadget.plug(wait=False)
+        _until(lambda: Path(f"/dev/bus/usb/{_name_of(device)}").exists(), "the device is there")
+        # First in the queue is who configures it, which makes the ttys, and second whoever hangs.
+        # All others come after them.
+        with closing(HeldLock(device)) as first, closing(HeldLock(device)) as second:
+            first.begin()
+            first.wait()
+            configuring = Queued(lambda: (device / "authorized").write_text("1"))
+            configuring.until_waiting()
+            second.begin().until_waiting()
+            first.release()
+            configuring.join()
+            second.wait()
+            yield
+    finally:
+        (root_hub / "authorized_default").write_text("1")
 
 
 class Queued:
