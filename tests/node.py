@@ -192,10 +192,12 @@ class Process:
         with self._logged:
             return "".join(self._lines)
 
-    async def wait_for_log(self, text: str, within: float = 10) -> None:
+    async def wait_for_log(self, text: str, within: float = 10, times: int = 1) -> None:
         def wait() -> bool:
             with self._logged:
-                return self._logged.wait_for(lambda: text in "".join(self._lines), within)
+                return self._logged.wait_for(
+                    lambda: "".join(self._lines).count(text) >= times, within
+                )
 
         assert await asyncio.to_thread(wait), f"never logged {text!r}:\n{self.log()}"
 

@@ -402,7 +402,7 @@ async def test_without_cdi_no_spec_is_written(tmp_path: Path) -> None:
     await keeper.plug("ttyUSB0", "GPS-A7")
     await keeper.reconfigure(Offer(SERIAL, "r"))
     keeper.custody.apply([all_ports(*DirectorySource(keeper.nodes).scan(), reason="period")])
-    keeper.custody.release()
+    keeper.custody.release(is_last=True)
     await rest()
     assert not keeper.cdi.exists()
 
@@ -536,20 +536,20 @@ async def test_on_the_way_out_what_is_not_on_disk_yet_is_written(tmp_path: Path)
     assert await keeper.pre_start(GPS)
     await rest()
     obstacle.rmdir()
-    keeper.custody.release()
+    keeper.custody.release(is_last=True)
     assert keeper.numbers_on_disk() == [None]
 
 
 async def test_on_the_way_out_a_spec_that_nobody_needs_goes_and_links_stay(tmp_path: Path) -> None:
     keeper = Keeper(tmp_path, [WITH_CDI])
     await keeper.plug("ttyUSB0", "GPS-A7")
-    keeper.custody.release()
+    keeper.custody.release(is_last=True)
     assert keeper.spec() == {"/dev/null"}, "nobody has said yet that it is not needed"
     await keeper.hold(POD)
-    keeper.custody.release()
+    keeper.custody.release(is_last=True)
     assert keeper.spec() == {"/dev/null"}
     await keeper.hold(asked_at=LATER)
-    keeper.custody.release()
+    keeper.custody.release(is_last=True)
     assert keeper.spec() is None
     assert keeper.led_to() == {GPS: "/dev/null"}
 
@@ -668,7 +668,7 @@ async def test_a_spec_is_kept_true_though_its_device_is_of_another_resource_by_n
     assert keeper.spec() is None, "a container that is restarted would get another device"
     await keeper.plug("ttyUSB0", "GPS-A7", "/dev/zero")
     assert keeper.spec() == {"/dev/zero"}
-    keeper.custody.release()
+    keeper.custody.release(is_last=True)
     assert keeper.spec() == {"/dev/zero"}, "it is held"
 
 
@@ -677,7 +677,7 @@ async def test_on_the_way_out_a_spec_stays_that_was_granted_by_just_now(tmp_path
     await keeper.plug("ttyUSB0", "GPS-A7")
     assert await keeper.allocate(GPS, offer=WITH_CDI) == ""
     await keeper.hold(asked_at=0.0)  # the kubelet has not noted it yet
-    keeper.custody.release()
+    keeper.custody.release(is_last=True)
     assert keeper.spec() == {"/dev/null"}
 
 

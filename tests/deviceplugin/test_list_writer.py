@@ -157,6 +157,15 @@ class NoCustody:
     def locate(self, device_id: str) -> str | None:
         raise NotImplementedError
 
+    def leave(self, resource: str) -> None:
+        pass
+
+    async def catch_up(self, resource: str) -> None:
+        pass
+
+    async def take_charge(self, resource: str) -> None:
+        pass
+
     async def grant_problem(self, devices: Sequence[Device]) -> str:
         raise NotImplementedError
 

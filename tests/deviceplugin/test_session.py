@@ -77,6 +77,15 @@ class NodesOnly:
     def locate(self, device_id: str) -> str | None:
         return None
 
+    def leave(self, resource: str) -> None:
+        pass
+
+    async def catch_up(self, resource: str) -> None:
+        pass
+
+    async def take_charge(self, resource: str) -> None:
+        pass
+
     async def grant_problem(self, devices: Sequence[Device]) -> str:
         return ""
 

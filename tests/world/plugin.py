@@ -106,7 +106,7 @@ class Plugin:
         async def stop() -> None:
             if held is not None:
                 await self.custody.hear(held, now)
-            self.custody.release()
+            self.custody.release(is_last=True)
 
         self._run(stop)
         self._loop.close()

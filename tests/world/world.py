@@ -500,7 +500,7 @@ class World:
             return
         known = {device.id for device in self.plugin.devices}
         states = {path.stem for path in (self.root / "states").glob("*")}
-        links = {path.name for path in (self.root / self.plugin.terms.links).glob("*")}
+        links = {path.name for path in (self.root / self.plugin.terms.links).glob("[!.]*")}
         assert states <= known, f"states are left of {states - known}"
         assert links <= known, f"links are left of {links - known}"
 

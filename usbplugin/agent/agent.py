@@ -29,6 +29,7 @@ from usbplugin.kubelet import (
     WatcherRegistrar,
 )
 from usbplugin.kubelet.checkpoint import FILE_NAME as CHECKPOINT
+from usbplugin.kubelet.siblings import Instance
 from usbplugin.status.health import session_part, source_part
 from usbplugin.status.journal import Journal
 from usbplugin.status.listeners import Listeners
@@ -78,7 +79,8 @@ class Agent:
         self._config_file = config_file
         self._sources = tuple(sources)
         self._places = places
-        self._directory = PluginDirectory(places.kubelet_dir)
+        self._instance = Instance.begin()
+        self._directory = self._sockets_in(places.kubelet_dir)
         self._helpers: list[asyncio.Task[None]] = []
         self._parts = {
             part.name: part for part in (Part(source_part(s.name)) for s in self._sources)
@@ -122,6 +124,8 @@ class Agent:
         self._listeners = Listeners(status, self._metrics, self._journal.history)
         self._early: list[Fact] | None = []
         """What was found before all sources were heard; None since then."""
+        self._is_clean = True
+        """Whether what earlier runs left was removed, or is not known well enough to be."""
         self._unheard = {source.name for source in self._sources}
         self._heard = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -173,8 +177,8 @@ class Agent:
                         task.cancel()
                     if self._early is None:  # else nothing is known, and nothing was changed
                         await self._holders.ask()
-                        self._custody.release()
-                    if self._config.node_features:
+                        self._custody.release(is_last=not self._directory.is_shared)
+                    if self._config.node_features and not self._directory.is_shared:
                         self._features.remove()
             finally:
                 for source in self._sources:
@@ -209,8 +213,13 @@ class Agent:
 
     def _registrar(self) -> Registrar:
         if self._config.registration is Registration.WATCHER:
-            return WatcherRegistrar(PluginDirectory(self._places.registry_dir))
+            return WatcherRegistrar(self._sockets_in(self._places.registry_dir))
         return ClassicRegistrar(self._directory)
+
+    def _sockets_in(self, directory: Path) -> PluginDirectory:
+        # Another instance may be registered the other way.
+        everywhere = (self._places.kubelet_dir, self._places.registry_dir)
+        return PluginDirectory(directory, self._instance, everywhere)
 
     async def _close_front(self, resources: Sequence[str]) -> None:
         for name in resources:
@@ -240,6 +249,10 @@ class Agent:
             wait.cancel()
         if self._stopping.is_set():
             return
+        offered = (offer.resource for offer in self._config.offers())
+        self._custody.begin(
+            name for name in offered if self._directory.siblings(name).is_any_registered
+        )
         # Before links are changed: what they lead to is what containers were started with.
         notes = await self._custody.notes()
         early, self._early = self._early or [], None
@@ -257,7 +270,13 @@ class Agent:
                 "no PodResources socket; cannot tell who holds devices",
                 extra=fields(socket=self._places.pod_resources),
             )
-        self._custody.clean_up()
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        """Remove what earlier runs left, unless that may be what another instance needs."""
+        self._is_clean = not self._directory.is_shared
+        if self._is_clean:
+            self._custody.clean_up()
 
     def _take(self, facts: Sequence[Fact]) -> None:
         if self._early is None:
@@ -287,7 +306,10 @@ class Agent:
             self._features.write(self._custody.devices)
 
     def _look(self) -> None:
-        self._custody.look()
+        if self._early is None:
+            self._custody.look()
+            if not self._is_clean:
+                self._clean_up()
         self._front.look()
 
     async def _follow_config(self, file: Path, tasks: asyncio.TaskGroup) -> None:

@@ -111,6 +111,7 @@ class Custody:
         )
         self._effects = Effects(self._inventory, offers, links, cdi, Saving(states, known))
         self._admission = Admission(lambda: self._inventory, self._effects, workers, self._eyes)
+        self._states = states
         self._complaint = ""
 
     @property
@@ -199,8 +200,46 @@ class Custody:
         )
         return True
 
+    def begin(self, left: Iterable[str]) -> None:
+        """Before anything is written: these resources are kept by another instance until now."""
+        self._effects.mark()
+        for resource in left:
+            self._effects.leave(resource)
+
+    def leave(self, resource: str) -> None:
+        """Another instance is registered for a resource, and keeps what containers are given.
+
+        Whatever is known here is on disk by then, and what happens from now on is written by that
+        one. Links go on being kept here if it keeps its own elsewhere.
+        """
+        self._save()
+        self._effects.leave(resource)
+
+    async def take_charge(self, resource: str) -> None:
+        """We are registered for a resource, and keep what containers are given."""
+        if self._effects.has_left(resource):
+            await self._recall()
+            self._effects.take_back(resource)
+            self._mend()
+
+    async def catch_up(self, resource: str) -> None:
+        """Learn what another instance has granted of a resource, if one may have."""
+        if self._effects.has_left(resource):
+            await self._recall()
+
+    async def _recall(self) -> None:
+        """Take in what another instance may have written: of what was left to it, that counts."""
+        try:
+            states = await self._workers.answer(self._states.load, LOOK_TIMEOUT)
+        except TimeoutError:
+            _log.warning("states cannot be read in time; what another instance granted is unknown")
+            return
+        left = [state for state in states if self._effects.has_left(state.resource)]
+        self._carry_out(self._inventory.recall(left, self._clock()))
+
     def look(self) -> None:
         """See whether links and states are there still; called now and then."""
+        self._effects.mark()
         if self._effects.is_disturbed():
             self._mend()
 
@@ -222,10 +261,15 @@ class Custody:
             self._effects.remove_spec(resource)
         self._effects.write_specs()
 
-    def release(self) -> None:
-        """On the way out: CDI specs of resources that nobody holds go, all else stays."""
+    def release(self, *, is_last: bool) -> None:
+        """On the way out: CDI specs of resources that nobody holds go, all else stays.
+
+        Args:
+            is_last: Whether no other instance lives that may need them.
+        """
         self._save()
-        if not self._inventory.knows_holders:
+        self._effects.unmark()
+        if not (is_last and self._inventory.knows_holders):
             return  # who does not know who holds what, removes nothing
         for resource in self._offers:
             if not self._inventory.is_of_use(resource):
@@ -260,7 +304,7 @@ class Custody:
             return problem
         self._carry_out(self._inventory.grant(device.id, paths, self._clock(), listed_ids))
         self._changed.beat()  # the next holder may well be given what the last one was
-        self._effects.restore(self._inventory.state(device.id))
+        self._effects.keep(self._inventory.state(device.id))
         self._save()  # before the kubelet gets its answer
         return self._effects.obstacles.get(device.id, "")
 
@@ -271,6 +315,7 @@ class Custody:
             Why it must not start now; empty if it may: then it runs with the present numbers.
         """
         keys = [(resource, listed_id) for listed_id in listed_ids]
+        await self.catch_up(resource)
         self.heed(grant for grant in await self.notes() if grant.key in keys)
         problem = await self._admission.start_problem(keys)
         now = self._clock()
@@ -281,7 +326,7 @@ class Custody:
             self._changed.beat()
         held = [one for key in keys if (one := self._inventory.holding(key))]
         for holding in held:
-            self._effects.restore(self._inventory.state(holding.device_id))
+            self._effects.keep(self._inventory.state(holding.device_id))
         self._save()
         obstacles = (self._effects.obstacles.get(holding.device_id, "") for holding in held)
         return problem or next(filter(None, obstacles), "")

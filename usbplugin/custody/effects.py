@@ -38,6 +38,8 @@ class Effects:
         self._links = links
         self._cdi = cdi
         self._saving = saving
+        self._left: set[str] = set()
+        """Resources that another instance is registered for: what it writes, we do not."""
         self.rebase(inventory, offers)
 
     def rebase(self, inventory: Inventory, offers: Iterable[Offer]) -> None:
@@ -57,11 +59,11 @@ class Effects:
             device = change.device
             resources.add(device.resource)
             if change.after is None:
-                self._forget(device.id)
+                self._forget(device)
             elif device.reason != self.obstacles.get(device.id):
-                found[device.id] = self._links.update(device)
+                found[device.id] = self._update_links(device)
             # Else nothing was written of it, and that is why it is as it is.
-        if self._saving.add(update.to_save):
+        if self._saving.add(state for state in update.to_save if state.resource not in self._left):
             self._saving.save()
         for device_id, obstacle in found.items():
             found[device_id] = obstacle or self._saving.problems.get(device_id, "")
@@ -77,9 +79,35 @@ class Effects:
         problems = self._saving.problems.items()
         return self._noted({name: text for name, text in problems if name not in self.obstacles})
 
-    def restore(self, state: DeviceState | None) -> None:
-        """Write a listed device's state with the next ones, if somebody has deleted it."""
+    def keep(self, state: DeviceState | None) -> None:
+        """Write a listed device's state with the next ones, if it is not on disk."""
+        if state is None:
+            return
+        if state.resource in self._left:  # the kubelet asked us all the same
+            self._saving.add([state])
         self._saving.restore(state)
+
+    def mark(self) -> None:
+        """Let other instances see that links are kept here."""
+        self._links.mark()
+
+    def unmark(self) -> None:
+        """Links are not kept here any longer."""
+        self._links.unmark()
+
+    def has_left(self, resource: str) -> bool:
+        """Whether a resource is left to another instance."""
+        return resource in self._left
+
+    def leave(self, resource: str) -> None:
+        """Leave a resource to another instance."""
+        self._left.add(resource)
+
+    def take_back(self, resource: str) -> None:
+        """Be the one that keeps a resource; ``mend`` makes its links and specs true."""
+        self._left.discard(resource)
+        states = (self._inventory.state(device.id) for device in self._inventory.devices)
+        self._saving.add(s for s in states if s is not None and s.resource == resource)
 
     def is_disturbed(self) -> bool:
         """Whether somebody may have deleted what was written, or something could not be."""
@@ -93,9 +121,10 @@ class Effects:
         """
         found = {}
         for device in self._inventory.devices:
-            self._saving.restore(self._inventory.state(device.id))
+            if device.resource not in self._left:
+                self._saving.restore(self._inventory.state(device.id))
             if device.reason != self.obstacles.get(device.id):
-                found[device.id] = self._links.update(device)
+                found[device.id] = self._update_links(device)
         self._saving.save()
         self.write_specs()
         for device in self._inventory.devices:
@@ -119,7 +148,7 @@ class Effects:
 
     def remove_spec(self, resource: str) -> None:
         """Nobody needs a resource's spec, or nobody would keep it true."""
-        if self._cdi.has(resource):
+        if self._cdi.has(resource) and resource not in self._left:
             self._cdi.remove(resource)
 
     def host_path(self, device: Device, slot: str) -> str:
@@ -135,12 +164,18 @@ class Effects:
         offer = self._offers.get(holding.key[0])
         return offer is not None and self._cdi.is_kept(device, offer)
 
+    def _update_links(self, device: Device) -> str:
+        """What ``LinkDirectory.update`` does, unless another instance does it."""
+        if device.resource in self._left and self._links.is_shared:
+            return ""
+        return self._links.update(device)
+
     def _obstacle_of(self, device: Device) -> str:
         """What still cannot be written of a device that would be offered; empty if it all can."""
-        if obstacle := self._links.update(device) or self._saving.problems.get(device.id, ""):
+        if obstacle := self._update_links(device) or self._saving.problems.get(device.id, ""):
             return obstacle
         offer = self._offers.get(device.resource)
-        if offer is None or not self._is_by_cdi(device, offer):
+        if offer is None or offer.resource in self._left or not self._is_by_cdi(device, offer):
             return ""
         others = (other for other in self._by_cdi(offer) if other.id != device.id)
         self._cdi.write([*others, device], offer)
@@ -148,6 +183,8 @@ class Effects:
 
     def _write_spec(self, offer: Offer, found: dict[str, str]) -> None:
         """Make a resource's spec true, also after a reload that ended CDI while it was needed."""
+        if offer.resource in self._left:
+            return
         if not (offer.cdi or self._inventory.has_cdi_grants or self._cdi.has(offer.resource)):
             return
         devices = self._by_cdi(offer)
@@ -171,10 +208,11 @@ class Effects:
             for holding in self._inventory.holdings(device.id)
         )
 
-    def _forget(self, device_id: str) -> None:
-        self.obstacles.pop(device_id, None)
-        self._saving.drop(device_id)
-        self._links.forget(device_id)
+    def _forget(self, device: Device) -> None:
+        self.obstacles.pop(device.id, None)
+        if device.resource not in self._left:
+            self._saving.drop(device.id)
+            self._links.forget(device.id)
 
     def _noted(self, found: Mapping[str, str]) -> dict[str, str]:
         news = {name: text for name, text in found.items() if text != self.obstacles.get(name, "")}

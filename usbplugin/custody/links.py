@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from usbplugin.custody.state import FILE_OF_0_1
+from usbplugin.foundation.marker import Marker
 from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ class LinkDirectory:
         """Use ``directory``, which is created when the first link is."""
         self._directory = directory
         self._prefix = f"{directory}/"
-        self._temporary = f".new-{secrets.token_hex(4)}-"  # another instance has its own
+        token = secrets.token_hex(4)
+        self._temporary = f".new-{token}-"  # another instance has its own
+        self._marker = Marker(directory, token)
         self._state: tuple[int, int, int] | None = None
         self._has_links = False
         self._complained = False
@@ -71,6 +74,22 @@ class LinkDirectory:
                 self._complain(error)
                 return f"its link {link} cannot be written: {error.strerror}"
         return ""
+
+    def mark(self) -> None:
+        """Let other instances see that links are kept here, until ``unmark``."""
+        try:
+            self._marker.put()
+        except OSError as error:
+            self._complain(error)
+
+    def unmark(self) -> None:
+        """Links are not kept here any longer."""
+        self._marker.remove()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether another instance keeps links here too."""
+        return not self._marker.is_alone
 
     def is_disturbed(self) -> bool:
         """Whether a device's folder was made or removed since the last call, by us or others."""

@@ -7,6 +7,7 @@ import random
 
 _FIRST_DELAY = 0.02
 _MOST_DOUBLINGS = 16
+_FIRST_PART = 32
 
 
 class Backoff:
@@ -39,14 +40,14 @@ class Patience:
     """
 
     def __init__(self, longest: float) -> None:
-        """Begin with a tenth of ``longest`` seconds."""
+        """Begin with a small part of ``longest`` seconds."""
         self._longest = longest
         self._streamless = 0
 
     @property
     def seconds(self) -> float:
         """How long to wait now."""
-        return min(math.ldexp(self._longest / 10, self._streamless), self._longest)
+        return min(math.ldexp(self._longest / _FIRST_PART, self._streamless), self._longest)
 
     def lose(self) -> None:
         """No stream came in time."""

@@ -58,6 +58,15 @@ class Custody(Protocol):
     async def start(self, resource: str, listed_ids: Sequence[str]) -> str:
         """A container that holds these asks to be started; why it must not, or empty if it may."""
 
+    def leave(self, resource: str) -> None:
+        """Another instance is registered for the resource, and keeps what containers are given."""
+
+    async def catch_up(self, resource: str) -> None:
+        """Learn what another instance has granted of the resource, if one may have."""
+
+    async def take_charge(self, resource: str) -> None:
+        """We are registered for the resource, and keep what containers are given."""
+
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -124,6 +133,7 @@ class DevicePlugin(rpc.DevicePluginServicer):
         self._streams = 0
         self._opened = 0
         self._closed = False
+        self._silent = False
         self._changed = Pulse()
 
     @property
@@ -162,6 +172,14 @@ class DevicePlugin(rpc.DevicePluginServicer):
             if self._noticed is None:  # what nobody was sent yet counts from its beginning
                 self._noticed = noticed
             self._changed.beat()
+
+    def fall_silent(self) -> None:
+        """Send nothing more on the streams that are open, and leave them open.
+
+        To a kubelet that has another plugin by now, a further message would be that one's, and the
+        end of a stream the end of that one.
+        """
+        self._silent = True
 
     def close(self) -> None:
         """End all streams."""
@@ -209,7 +227,7 @@ class DevicePlugin(rpc.DevicePluginServicer):
         try:
             sent = None
             while not self._closed:
-                if sent is self._list:
+                if sent is self._list or (self._silent and sent is not None):
                     await self._changed.wait()
                     continue
                 sent = self._list
@@ -253,6 +271,7 @@ class DevicePlugin(rpc.DevicePluginServicer):
     async def _allocate(
         self, request: v1beta1.AllocateRequest, ids: Iterable[Sequence[str]]
     ) -> v1beta1.AllocateResponse:
+        await self._custody.catch_up(self.resource)
         response, devices = self._answer_to(request)
         if not self._offer.pre_start:
             # Nobody will ask again before the container starts. Else a refusal here would only be

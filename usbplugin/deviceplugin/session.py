@@ -20,11 +20,12 @@ from usbplugin.deviceplugin.service import DevicePlugin
 from usbplugin.errors import KubeletError
 from usbplugin.kubelet.directory import unix_target
 from usbplugin.kubelet.probe import silence_of
+from usbplugin.kubelet.siblings import mark_registered
 from usbplugin.telemetry.logs import fields
 from usbplugin.telemetry.observer import UNOBSERVED, Observer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
     from usbplugin.custody.offer import Offer
@@ -32,13 +33,16 @@ if TYPE_CHECKING:
     from usbplugin.inventory import Snapshot
     from usbplugin.kubelet.directory import Incarnation
     from usbplugin.kubelet.registration import Registrar
+    from usbplugin.kubelet.siblings import Sibling, View
 
 _log = logging.getLogger(__name__)
 
 STREAM_TIMEOUT = 10.0
-"""The kubelet opens its stream right after Register, or never: at first we wait a tenth of this."""
+"""The kubelet opens its stream right after Register, or never: at first a part of this will do."""
 _STABLE_AFTER = 10.0
 _STOP_GRACE = 1.0
+_PRECEDENCE = 0.3
+"""Seconds for which whoever stood by lets newer instances be the first with a new kubelet."""
 
 
 class State(Enum):
@@ -48,6 +52,7 @@ class State(Enum):
     REGISTERING = "registering"
     REGISTERED = "registered, no stream yet"
     STREAMING = "streaming"
+    STANDING_BY = "standing by for a newer instance"
     BACKING_OFF = "waiting to try again"
     CLOSED = "closed"
 
@@ -85,6 +90,9 @@ class Session:
         self._socket: Path | None = None
         self._plugin: DevicePlugin | None = None
         self._wake = asyncio.Event()
+        self._siblings = self._directory.siblings(offer.resource, self._wake.set)
+        self._stood_by = False
+        self._had_company = False
         self._closing = False
         self._state = State.WAITING
         self._backoff = Backoff(registrar.longest_delay)
@@ -135,8 +143,15 @@ class Session:
         self._wake.set()
 
     async def run(self) -> None:
-        """Keep the resource registered until ``close``."""
+        """Keep the resource registered until ``close``, by us or by a newer instance."""
         self._directory.remove_dead_sockets(self.resource)
+        try:
+            await self._keep_registered()
+        finally:
+            self._siblings.stop()
+            self._state = State.CLOSED
+
+    async def _keep_registered(self) -> None:
         while not self._closing:
             kubelet = await self._find_kubelet()
             if kubelet is None:
@@ -144,18 +159,24 @@ class Session:
             is_new, self._kubelet = self._kubelet not in (None, kubelet), kubelet
             if is_new:
                 self._backoff.reset()
+            if self._stood_by and is_new:
+                await self._pause(_PRECEDENCE, kubelet)
+            if newer := self._siblings.look(None).newer:
+                await self._stand_by(newer)
+                continue
             self._observer.generation_began(self.resource, kubelet_is_new=is_new)
             try:
                 await self._generation(kubelet)
             except KubeletError as error:
                 self._state = State.BACKING_OFF
                 delay = self._backoff.next_delay()
-                _log.warning(
+                _log.log(
+                    # With an instance that has just ended, the kubelet hangs up on us too.
+                    logging.INFO if self._had_company else logging.WARNING,
                     "registration failed; trying again",
                     extra=fields(resource=self.resource, reason=error, seconds=f"{delay:.2f}"),
                 )
                 await self._pause(delay, kubelet)
-        self._state = State.CLOSED
 
     async def _find_kubelet(self) -> Incarnation | None:
         """Wait for kubelet.sock; None if the session was closed meanwhile."""
@@ -180,26 +201,45 @@ class Session:
         async with self._serving(path) as plugin:
             self._state = State.REGISTERING
             if await self._register(path, plugin, kubelet):
-                await self._until_over(path, plugin, kubelet)
+                mark_registered(path)
+                await self._custody.take_charge(self.resource)
+                if newer := await self._until_over(path, plugin, kubelet):
+                    plugin.fall_silent()
+                    await self._stand_by(newer, path, lambda: self._loss(path, plugin, kubelet))
 
-    async def _until_over(self, path: Path, plugin: DevicePlugin, kubelet: Incarnation) -> None:
-        """Follow a registered generation, and return once a new one is needed."""
+    async def _until_over(
+        self, path: Path, plugin: DevicePlugin, kubelet: Incarnation
+    ) -> tuple[Sibling, ...]:
+        """Follow a registered generation, and return once a new one is needed.
+
+        Returns:
+            Newer instances that have registered, if that is why.
+        """
         loop = asyncio.get_running_loop()
         registered = loop.time()
         patience = self._patience.seconds
         _log.info("registered", extra=fields(resource=self.resource, socket=path.name))
         self._state = State.REGISTERED
+        before = self._siblings.look(path)
+        self._had_company = self._stood_by or bool(before.alive)
+        self._stood_by = False
         while not self._closing:
             self._wake.clear()
-            if obstacle := self._obstacle(path, kubelet):
-                return self._over(obstacle)
+            view = self._siblings.look(path)
+            reason = self._obstacle(path, kubelet) or _harm(plugin, before, view)
+            if reason:
+                self._over(reason)
+                break
+            if view.newer:
+                return view.newer
             age = loop.time() - registered
             if plugin.streams or plugin.has_lost_stream:
                 self._patience.reset()
             if plugin.has_lost_stream:  # also if others are open: they may be a stranger's
                 if age <= _STABLE_AFTER:
                     raise KubeletError("the kubelet ended its stream soon after it began")
-                return self._over("the kubelet ended its stream")
+                self._over("the kubelet ended its stream")
+                break
             if plugin.streams:
                 self._state = State.STREAMING
                 if age > _STABLE_AFTER:
@@ -210,7 +250,40 @@ class Session:
                 raise KubeletError(f"no ListAndWatch stream within {patience:.1f} s")
             else:
                 await self._wait(patience - age)
-        return None
+        return ()
+
+    async def _stand_by(
+        self,
+        newer: Sequence[Sibling],
+        path: Path | None = None,
+        loss: Callable[[], str] = lambda: "",
+    ) -> None:
+        """Leave the resource to newer instances until they have ended.
+
+        Args:
+            newer: Those that are registered.
+            path: The socket of a generation of ours whose stream is open still, if there is one.
+            loss: Says why that is of no use any more; empty if it may be.
+        """
+        self._state = State.STANDING_BY
+        self._stood_by = True
+        names = [one.path.name for one in newer]
+        _log.info("standing by", extra=fields(resource=self.resource, newer=names))
+        self._custody.leave(self.resource)
+        while not self._closing:
+            self._wake.clear()
+            if reason := loss():
+                self._over(reason)
+                return
+            if not self._siblings.look(path).newer:
+                self._over("the newer instance has ended")
+                return
+            await self._wake.wait()
+
+    def _loss(self, path: Path, plugin: DevicePlugin, kubelet: Incarnation) -> str:
+        if plugin.has_lost_stream:
+            return "the kubelet ended its stream"
+        return self._obstacle(path, kubelet)
 
     async def _register(self, path: Path, plugin: DevicePlugin, kubelet: Incarnation) -> bool:
         """Whether the kubelet has accepted us; False if the session was closed meanwhile."""
@@ -281,9 +354,9 @@ class Session:
         finally:
             self._plugin = self._socket = None
             self._state = State.BACKING_OFF  # to stop takes a while, in which nobody is served
+            self._directory.remove_socket(path)  # first, so that siblings know why a stream ends
             plugin.close()
             await server.stop(_STOP_GRACE)
-            self._directory.remove_socket(path)
 
     async def _pause(self, delay: float, kubelet: Incarnation) -> None:
         """Wait, but no longer than this kubelet lives."""
@@ -300,3 +373,14 @@ class Session:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
+
+
+def _harm(plugin: DevicePlugin, before: View, now: View) -> str:
+    """Why siblings, when we registered and now, mean that the kubelet has forgotten us."""
+    if now.displaces_us:
+        return "an older instance has registered since"
+    if before.of_0_1 - now.of_0_1:
+        return "an instance of version 0.1 has ended, and the kubelet with it forgot us"
+    if plugin.has_lost_stream and before.alive - now.alive:
+        return "another instance has ended, and the kubelet hung up on us"
+    return ""

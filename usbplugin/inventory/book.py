@@ -98,6 +98,14 @@ class GrantBook:
         own = msgspec.structs.replace(known, boot=self._boot)
         self._put(Holding(device_id, own.key, own, granted_at=now - self._grace))
 
+    def recall(self, device_id: str, grant: Grant, now: float) -> None:
+        """Another instance granted this meanwhile, and knows it better than we do."""
+        known = self.find(grant.key)
+        if known is None:
+            self.take_over(device_id, grant, now)
+        elif known.device_id == device_id and known.grant != grant and grant.boot == self._boot:
+            self._put(replace(known, grant=grant))
+
     def inherit(self, predecessor: GrantBook, device_id: str) -> None:
         """Know of a device what the book before this one did."""
         for holding in predecessor._of.get(device_id, {}).values():

@@ -213,6 +213,24 @@ class Inventory:
                 self._book.learn(record.id, grant, now)
         return self._conclude(now)
 
+    def recall(self, states: Iterable[DeviceState], now: float) -> Update:
+        """Another instance kept these meanwhile: what it wrote counts."""
+        for state in states:
+            record = self._records.get(state.id)
+            if record is None:
+                record = self._restore(state, now, is_held=bool(state.grants))
+                if record is None:
+                    continue
+                if not record.is_offered:
+                    self._presence.find_ports_of(record)
+            if state.has_twin and not record.has_twin:
+                record.has_twin = True
+                self._soil(record)
+            for grant in state.grants:
+                self._book.recall(record.id, grant, now)
+        self._presence.tell_twins()
+        return self._conclude(now)
+
     def started(self, keys: Iterable[GrantKey], now: float) -> Update:
         """The container that has these starts anew, and gets the present numbers."""
         for key in keys:

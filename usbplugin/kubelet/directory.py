@@ -9,18 +9,17 @@ import asyncio
 import hashlib
 import logging
 import secrets
-import socket
 import stat
-from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from usbplugin.errors import KubeletError
 from usbplugin.foundation.watch import follow
+from usbplugin.kubelet.siblings import Instance, Siblings, is_dead
 from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 _log = logging.getLogger(__name__)
@@ -33,6 +32,7 @@ CHANNEL_OPTIONS = (
 )
 
 _KUBELET_SOCKET = "kubelet.sock"
+_PREFIX = "usbplugin-"
 _LONGEST_SOCKET_PATH = 107
 """sun_path holds 108 bytes, including the final NUL (unix(7))."""
 
@@ -47,10 +47,20 @@ class Incarnation(NamedTuple):
 class PluginDirectory:
     """The directory in which the kubelet and its plugins find each other's sockets."""
 
-    def __init__(self, path: Path) -> None:
-        """Use ``path``, which need not exist yet."""
+    def __init__(
+        self, path: Path, instance: Instance | None = None, others: Sequence[Path] = ()
+    ) -> None:
+        """Use ``path``, which need not exist yet.
+
+        Args:
+            path: Where our sockets go.
+            instance: Who we are; a new instance if not given.
+            others: Further directories in which another instance may have its sockets.
+        """
         self.path = path
         self.kubelet_socket = path / _KUBELET_SOCKET
+        self._instance = instance or Instance.begin()
+        self._all = (path, *others)
 
     def kubelet(self) -> Incarnation | None:
         """The kubelet's current socket; None if there is none."""
@@ -68,7 +78,8 @@ class PluginDirectory:
         Raises:
             KubeletError: the path is too long for a socket.
         """
-        path = self.path / f"{_prefix(resource)}{secrets.token_hex(4)}.sock"
+        name = f"{_prefix(resource)}{self._instance}{secrets.token_hex(2)}.sock"
+        path = self.path / name
         if len(str(path).encode()) > _LONGEST_SOCKET_PATH:
             raise KubeletError(
                 f"{path} is longer than a Unix socket's path may be ({_LONGEST_SOCKET_PATH}"
@@ -79,7 +90,7 @@ class PluginDirectory:
     def remove_dead_sockets(self, resource: str) -> None:
         """Delete the sockets of killed instances; leave any that somebody still answers on."""
         for path in self.path.glob(f"{_prefix(resource)}*.sock"):
-            if not _is_dead(path):
+            if not is_dead(path):
                 continue
             # For microseconds between bind and listen, a live one looks dead. Its instance would
             # notice that the socket is gone and start a new generation.
@@ -88,6 +99,15 @@ class PluginDirectory:
                     "dead instance's socket removed",
                     extra=fields(resource=resource, socket=path),
                 )
+
+    def siblings(self, resource: str, on_change: Callable[[], None] = lambda: None) -> Siblings:
+        """The other instances that serve a resource; ``on_change`` as they take it."""
+        return Siblings(self._instance, _prefix(resource), self._all, on_change)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether another instance is alive, whatever it serves."""
+        return bool(Siblings(self._instance, _PREFIX, self._all).all())
 
     def remove_socket(self, path: Path) -> bool:
         """Delete a socket, unless gRPC or the kubelet already has; False if that failed."""
@@ -110,16 +130,4 @@ def unix_target(path: Path) -> str:
 
 
 def _prefix(resource: str) -> str:
-    return f"usbplugin-{hashlib.sha256(resource.encode()).hexdigest()[:8]}-"
-
-
-def _is_dead(path: Path) -> bool:
-    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
-        probe.settimeout(0)
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            return True
-        except OSError:
-            return False
-    return False
+    return f"{_PREFIX}{hashlib.sha256(resource.encode()).hexdigest()[:8]}-"

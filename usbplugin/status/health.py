@@ -26,6 +26,10 @@ LONGEST_SILENCE = 180.0
 """Seconds; a source lists all its ports at least once a minute."""
 
 
+_IN_SERVICE = (State.STREAMING, State.STANDING_BY)
+"""Who stands by is as well as can be: the resource is served."""
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """The health of one part."""
 
@@ -82,7 +86,7 @@ def readiness(
     resources: Iterable[str],
     sessions: Mapping[str, Session],
 ) -> Report:
-    """Whether every source has listed its ports, and every resource's session is streaming."""
+    """Whether every source has listed its ports, and every resource is served, by us or another."""
     listings = {s.name: "listed" if s.name in listed_at else "not listed yet" for s in sources}
     states = {name: sessions[name].state if name in sessions else None for name in resources}
     return Report(
@@ -94,7 +98,7 @@ def readiness(
             *(
                 Verdict(
                     session_part(name),
-                    ok=state is State.STREAMING,
+                    ok=state in _IN_SERVICE,
                     detail=state.value if state else "not started yet",
                 )
                 for name, state in states.items()
