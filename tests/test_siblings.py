@@ -57,6 +57,25 @@ async def end(process: Process, how: signal.Signals) -> None:
     await process.wait(within=10)
 
 
+def title(process: Process) -> str:
+    return Path(f"/proc/{process.pid}/comm").read_text().strip()
+
+
+async def is_ready(process: Process) -> bool:
+    """What the probe in the manifests asks; a change takes a moment to be shown."""
+    await asyncio.sleep(0.1)
+    return title(process).endswith("ready")
+
+
+async def answers(socket: Path) -> bool:
+    try:
+        _, writer = await asyncio.open_unix_connection(str(socket))
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
 def move(node: Node, name: str, new_name: str) -> None:
     """Pull a device out, and put it in again under another name and number."""
     node.bus.unplug(name)
@@ -228,6 +247,71 @@ async def test_version_0_1_that_was_there_first_is_replaced_and_its_end_noticed(
             await until_registered(node, process, times=2)
             assert longest_gap(node, began) < LONGEST_GAP
             await restart(container)
+
+
+@pytest.mark.parametrize("has_devices", [True, False])
+async def test_a_plugin_of_another_project_under_our_name_is_noticed(
+    node: Node,
+    has_devices: bool,  # noqa: FBT001
+) -> None:
+    async with node.serve() as process:
+        await until_registered(node, process)
+        stranger = old_instance(
+            node.kubelet_dir, SERIAL, ["theirs"] if has_devices else [], name="stranger.sock"
+        )
+        async with stranger:
+            if has_devices:
+                await process.wait_for_log("another plugin has registered this resource")
+                assert await is_ready(process) is False
+                assert node.kubelet.resource(SERIAL).healthy == {"theirs"}, "it is not fought over"
+            else:
+                await until_registered(node, process, times=2)
+        await until_registered(node, process, times=2)
+        await node.kubelet.run_container(SERIAL, device_ids=[ZIGBEE])
+
+
+async def test_a_stranger_under_another_name_is_nothing_to_us(node: Node) -> None:
+    async with node.serve() as process:
+        await until_registered(node, process)
+        async with old_instance(node.kubelet_dir, "other/x", ["theirs"], name="stranger.sock"):
+            await asyncio.sleep(2)
+        assert process.log().count(" registered") == 1
+
+
+async def test_the_control_socket_is_made_again_when_its_taker_has_gone(node: Node) -> None:
+    socket = node.link_dir / "usbplugin.sock"
+    async with node.serve() as older:
+        await until_registered(node, older)
+        for how in ENDS:
+            first = socket.lstat().st_ino
+            async with node.serve() as newer:
+                await until_registered(node, newer)
+                await older.wait_for_log("standing by")
+                await end(newer, how)
+            async with asyncio.timeout(5):
+                while not await answers(socket) or socket.lstat().st_ino == first:
+                    await asyncio.to_thread(time.sleep, 0.02)
+
+
+async def test_the_process_shows_whether_it_is_ready(node: Node) -> None:
+    await node.kubelet.stop()
+    node.kubelet.socket.unlink()
+    async with node.serve() as process:
+        await process.wait_for_log("waiting for the kubelet")
+        assert title(process) == "usbplugin:wait"
+        await node.kubelet.start()
+        await until_registered(node, process)
+        assert await is_ready(process)
+        async with node.serve() as newer:
+            await until_registered(node, newer)
+            await process.wait_for_log("standing by")
+            assert await is_ready(process)
+            assert await is_ready(newer)
+        await node.kubelet.stop()
+        node.kubelet.socket.unlink()
+        async with asyncio.timeout(10):
+            while await is_ready(process):
+                pass
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -29,6 +29,7 @@ from tests.deploy.tools import ROOT, module, output, program
 from usbplugin import __version__
 from usbplugin.config import parse
 from usbplugin.foundation.places import Places
+from usbplugin.foundation.title import NOT_READY, READY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -133,7 +134,7 @@ def test_dev_is_never_a_place_for_the_runtimes_own_file(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_one_node_at_a_time(target: str) -> None:
+def test_a_rollout_goes_node_by_node_and_leaves_none_without_a_plugin(target: str) -> None:
     (daemon_set,) = (
         each
         for each in of_kind("DaemonSet", rendered(target))
@@ -142,9 +143,25 @@ def test_one_node_at_a_time(target: str) -> None:
     update = daemon_set["spec"]["updateStrategy"]
     assert update == {
         "type": "RollingUpdate",
-        "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0},
+        "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
     }
+    assert daemon_set["spec"]["minReadySeconds"] > 0, "one that ends at once replaces nobody"
     assert plugin([daemon_set])["priorityClassName"] == "system-node-critical"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_ready_means_registered_and_is_asked_in_one_way(target: str) -> None:
+    (container,) = plugin(rendered(target))["containers"]
+    word = READY.partition(":")[2]
+    assert word not in NOT_READY
+    way: object = {"exec": {"command": ["grep", "-q", word, "/proc/1/comm"]}}
+    if "USBPLUGIN_HTTP_ADDRESS" in environment(container):
+        way = {"httpGet": {"path": "/readyz", "port": "http"}}
+    for kind in ("startupProbe", "readinessProbe"):
+        probe = container[kind]
+        asked = {key: value for key, value in probe.items() if key in ("exec", "httpGet") and value}
+        assert asked == way, kind
+    assert container["startupProbe"]["periodSeconds"] == 1, "a rollout waits for it"
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -17,9 +17,11 @@ from usbplugin.config import Registration
 from usbplugin.custody import CdiDirectory, Custody, LinkDirectory, StateStore
 from usbplugin.custody.holders import Holders
 from usbplugin.deviceplugin import DevicePluginFront
+from usbplugin.deviceplugin.rivals import Rivals
 from usbplugin.discovery import AllPorts, FactQueue
 from usbplugin.foundation.boot import boot_id
 from usbplugin.foundation.supervision import Part, supervise
+from usbplugin.foundation.title import Title
 from usbplugin.foundation.workers import Workers
 from usbplugin.kubelet import (
     Checkpoint,
@@ -108,11 +110,16 @@ class Agent:
             boot=boot_id(),
         )
         self._front = DevicePluginFront(
-            self._custody, self._custody.snapshot, observer=self._metrics
+            self._custody,
+            self._custody.snapshot,
+            observer=self._metrics,
+            on_state=self._show_readiness,
         )
         self._holders = Holders(pod_resources, checkpoint, workers, self._custody, self._metrics)
         self._features = NodeFeatures(places.features_dir)
-        status = Status(
+        self._rivals = Rivals(pod_resources, self._front.sessions, self._directory.strangers)
+        self._title = Title()
+        self._status = Status(
             self._custody,
             self._rules,
             self._sources,
@@ -121,7 +128,7 @@ class Agent:
             self._journal.listed_at,
             self._holders.refresh,
         )
-        self._listeners = Listeners(status, self._metrics, self._journal.history)
+        self._listeners = Listeners(self._status, self._metrics, self._journal.history)
         self._early: list[Fact] | None = []
         """What was found before all sources were heard; None since then."""
         self._is_clean = True
@@ -166,6 +173,7 @@ class Agent:
                     self._watch(self._directory, tasks)
                     self._watch(self._registrar().directory, tasks)
                     self._help("holders", self._holders.watch, tasks)
+                    self._help("rivals", self._rivals.watch, tasks)
                     if file := self._config_file:
                         self._help(
                             "configuration", partial(self._follow_config, file, tasks), tasks
@@ -293,6 +301,7 @@ class Agent:
             self._unheard -= {fact.source for fact in facts if isinstance(fact, AllPorts)}
             if not self._unheard:
                 self._heard.set()
+            self._show_readiness()
 
     def _publish(self, snapshot: Snapshot, noticed: float | None) -> None:
         self._front.publish(snapshot, noticed)
@@ -311,6 +320,11 @@ class Agent:
             if not self._is_clean:
                 self._clean_up()
         self._front.look()
+        self._rivals.look()
+        self._listeners.look()
+
+    def _show_readiness(self) -> None:
+        self._title.show(is_ready=self._status.readiness().ok)
 
     async def _follow_config(self, file: Path, tasks: asyncio.TaskGroup) -> None:
         refused = partial(self._metrics.config_looked_at, "refused")

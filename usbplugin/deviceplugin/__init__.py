@@ -5,6 +5,7 @@ It streams the inventory's snapshots and answers Allocate. It never looks at har
 
 from usbplugin.deviceplugin.front import DevicePluginFront
 from usbplugin.deviceplugin.service import DevicePlugin
-from usbplugin.deviceplugin.session import Session, State
+from usbplugin.deviceplugin.session import Session
+from usbplugin.deviceplugin.state import State
 
 __all__ = ["DevicePlugin", "DevicePluginFront", "Session", "State"]

@@ -26,7 +26,11 @@ class DevicePluginFront:
     """Opens, feeds and closes the sessions. In the event loop only."""
 
     def __init__(
-        self, custody: Custody, snapshot: Callable[[str], Snapshot], observer: Observer
+        self,
+        custody: Custody,
+        snapshot: Callable[[str], Snapshot],
+        observer: Observer,
+        on_state: Callable[[], None],
     ) -> None:
         """Begin with no session.
 
@@ -34,7 +38,9 @@ class DevicePluginFront:
             custody: Keeps what containers are granted.
             snapshot: The latest snapshot of a resource.
             observer: Told of registrations, calls and messages.
+            on_state: Called whenever a session's state has changed.
         """
+        self._on_state = on_state
         self._custody = custody
         self._snapshot = snapshot
         self._observer = observer
@@ -64,7 +70,12 @@ class DevicePluginFront:
         for offer in offers:
             name = offer.resource
             session = Session(
-                offer, self._snapshot(name), registrar(), self._custody, observer=self._observer
+                offer,
+                self._snapshot(name),
+                registrar(),
+                self._custody,
+                observer=self._observer,
+                on_state=self._on_state,
             )
             self._sessions[name] = session
             self._tasks[name] = tasks.create_task(supervise(name, session.run))

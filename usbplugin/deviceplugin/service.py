@@ -16,7 +16,7 @@ import grpc
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
 from usbplugin.deviceplugin.allocation import allocate
-from usbplugin.deviceplugin.list_writer import ListWriter
+from usbplugin.deviceplugin.list_writer import HEALTHY, ListWriter
 from usbplugin.deviceplugin.preference import prefer
 from usbplugin.errors import AllocationError
 from usbplugin.foundation.pulse import Pulse
@@ -142,6 +142,12 @@ class DevicePlugin(rpc.DevicePluginServicer):
         return v1beta1.DevicePluginOptions(
             pre_start_required=self._offer.pre_start, get_preferred_allocation_available=True
         )
+
+    @property
+    def healthy(self) -> frozenset[str]:
+        """The IDs that are listed as healthy."""
+        listed = v1beta1.ListAndWatchResponse.FromString(self._list).devices
+        return frozenset(device.ID for device in listed if device.health == HEALTHY)
 
     @property
     def streams(self) -> int:

@@ -9,16 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import asynccontextmanager, suppress
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-import grpc
-
-from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
 from usbplugin.deviceplugin.backoff import Backoff, Patience
 from usbplugin.deviceplugin.service import DevicePlugin
+from usbplugin.deviceplugin.serving import serving
+from usbplugin.deviceplugin.state import State
 from usbplugin.errors import KubeletError
-from usbplugin.kubelet.directory import unix_target
 from usbplugin.kubelet.probe import silence_of
 from usbplugin.kubelet.siblings import mark_registered
 from usbplugin.telemetry.logs import fields
@@ -33,28 +30,15 @@ if TYPE_CHECKING:
     from usbplugin.inventory import Snapshot
     from usbplugin.kubelet.directory import Incarnation
     from usbplugin.kubelet.registration import Registrar
-    from usbplugin.kubelet.siblings import Sibling, View
+    from usbplugin.kubelet.siblings import Sibling
 
 _log = logging.getLogger(__name__)
 
 STREAM_TIMEOUT = 10.0
 """The kubelet opens its stream right after Register, or never: at first a part of this will do."""
 _STABLE_AFTER = 10.0
-_STOP_GRACE = 1.0
 _PRECEDENCE = 0.3
 """Seconds for which whoever stood by lets newer instances be the first with a new kubelet."""
-
-
-class State(Enum):
-    """Where a session stands."""
-
-    WAITING = "waiting for the kubelet"
-    REGISTERING = "registering"
-    REGISTERED = "registered, no stream yet"
-    STREAMING = "streaming"
-    STANDING_BY = "standing by for a newer instance"
-    BACKING_OFF = "waiting to try again"
-    CLOSED = "closed"
 
 
 class Session:
@@ -68,6 +52,7 @@ class Session:
         custody: Custody,
         stream_timeout: float = STREAM_TIMEOUT,
         observer: Observer = UNOBSERVED,
+        on_state: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepare; ``run`` does the work.
 
@@ -78,6 +63,7 @@ class Session:
             custody: Keeps what containers are given.
             stream_timeout: Seconds within which the kubelet has to open its stream.
             observer: Told of registrations, calls and messages.
+            on_state: Called whenever ``state`` has changed.
         """
         self.resource = offer.resource
         self._offer = offer
@@ -95,6 +81,9 @@ class Session:
         self._had_company = False
         self._closing = False
         self._state = State.WAITING
+        self._on_state = on_state
+        self._counted: frozenset[str] | None = None
+        """What the kubelet counts instead of our devices, if it does."""
         self._backoff = Backoff(registrar.longest_delay)
         self._patience = Patience(stream_timeout)
 
@@ -112,6 +101,16 @@ class Session:
     def left_out(self) -> int:
         """How many devices the kubelet is not told of, because its list has no room for them."""
         return self._plugin.left_out if self._plugin else 0
+
+    @property
+    def healthy(self) -> frozenset[str]:
+        """The IDs that the kubelet is told are healthy."""
+        return self._plugin.healthy if self._plugin else frozenset()
+
+    def displaced(self, counted: frozenset[str]) -> None:
+        """The kubelet counts these devices, and not those that are streamed to it."""
+        self._counted = counted
+        self._wake.set()
 
     async def silence(self) -> str:
         """Why nobody answers on the session's own socket; empty if one does, or none has to."""
@@ -149,7 +148,7 @@ class Session:
             await self._keep_registered()
         finally:
             self._siblings.stop()
-            self._state = State.CLOSED
+            self._enter(State.CLOSED)
 
     async def _keep_registered(self) -> None:
         while not self._closing:
@@ -168,7 +167,7 @@ class Session:
             try:
                 await self._generation(kubelet)
             except KubeletError as error:
-                self._state = State.BACKING_OFF
+                self._enter(State.BACKING_OFF)
                 delay = self._backoff.next_delay()
                 _log.log(
                     # With an instance that has just ended, the kubelet hangs up on us too.
@@ -185,7 +184,7 @@ class Session:
             self._wake.clear()
             if kubelet := self._registrar.kubelet():
                 return kubelet
-            self._state = State.WAITING
+            self._enter(State.WAITING)
             if not said:
                 said = True
                 _log.info(
@@ -198,8 +197,9 @@ class Session:
     async def _generation(self, kubelet: Incarnation) -> None:
         """Serve on a new socket, register, and return once a new generation is needed."""
         path = self._directory.new_socket(self.resource)
+        self._counted = None
         async with self._serving(path) as plugin:
-            self._state = State.REGISTERING
+            self._enter(State.REGISTERING)
             if await self._register(path, plugin, kubelet):
                 mark_registered(path)
                 await self._custody.take_charge(self.resource)
@@ -219,29 +219,27 @@ class Session:
         registered = loop.time()
         patience = self._patience.seconds
         _log.info("registered", extra=fields(resource=self.resource, socket=path.name))
-        self._state = State.REGISTERED
+        self._enter(State.REGISTERED)
         before = self._siblings.look(path)
         self._had_company = self._stood_by or bool(before.alive)
         self._stood_by = False
         while not self._closing:
             self._wake.clear()
             view = self._siblings.look(path)
-            reason = self._obstacle(path, kubelet) or _harm(plugin, before, view)
-            if reason:
+            age = loop.time() - registered
+            harm = self._obstacle(path, kubelet) or view.harm_since(
+                before, hung_up=plugin.has_lost_stream
+            )
+            if reason := harm or self._loss_of_stream(plugin, age):
                 self._over(reason)
                 break
             if view.newer:
                 return view.newer
-            age = loop.time() - registered
-            if plugin.streams or plugin.has_lost_stream:
-                self._patience.reset()
-            if plugin.has_lost_stream:  # also if others are open: they may be a stranger's
-                if age <= _STABLE_AFTER:
-                    raise KubeletError("the kubelet ended its stream soon after it began")
-                self._over("the kubelet ended its stream")
-                break
-            if plugin.streams:
-                self._state = State.STREAMING
+            if self._counted:
+                self._say_displaced()
+                await self._wake.wait()
+            elif plugin.streams:
+                self._enter(State.STREAMING)
                 if age > _STABLE_AFTER:
                     self._backoff.reset()
                 await self._wake.wait()
@@ -251,6 +249,28 @@ class Session:
             else:
                 await self._wait(patience - age)
         return ()
+
+    def _loss_of_stream(self, plugin: DevicePlugin, age: float) -> str:
+        """Why the kubelet does not follow us any more; empty if it does, or may begin to.
+
+        Raises:
+            KubeletError: it has ended its stream too soon to be asked for another at once.
+        """
+        if plugin.streams or plugin.has_lost_stream:
+            self._patience.reset()
+        if plugin.has_lost_stream:  # also if others are open: they may be a stranger's
+            if age <= _STABLE_AFTER:
+                raise KubeletError("the kubelet ended its stream soon after it began")
+            return "the kubelet ended its stream"
+        return "the kubelet counts none of our devices" if self._counted == frozenset() else ""
+
+    def _say_displaced(self) -> None:
+        if self._state is not State.DISPLACED:
+            self._enter(State.DISPLACED)
+            _log.error(
+                "another plugin has registered this resource",
+                extra=fields(resource=self.resource, hint="give one of the two another name"),
+            )
 
     async def _stand_by(
         self,
@@ -265,7 +285,7 @@ class Session:
             path: The socket of a generation of ours whose stream is open still, if there is one.
             loss: Says why that is of no use any more; empty if it may be.
         """
-        self._state = State.STANDING_BY
+        self._enter(State.STANDING_BY)
         self._stood_by = True
         names = [one.path.name for one in newer]
         _log.info("standing by", extra=fields(resource=self.resource, newer=names))
@@ -330,33 +350,31 @@ class Session:
             return "the kubelet has gone or was restarted"
         return "" if path.exists() else "our socket was deleted"
 
+    def _enter(self, state: State) -> None:
+        if state is not self._state:
+            self._state = state
+            self._on_state()
+
     def _over(self, reason: str) -> None:
         _log.info("beginning a new generation", extra=fields(resource=self.resource, reason=reason))
 
     @asynccontextmanager
     async def _serving(self, path: Path) -> AsyncIterator[DevicePlugin]:
-        """A server on ``path``; on the way out its streams are ended first, then it stops."""
+        """A generation's plugin, told of devices from here on: they may change while it starts."""
         plugin = DevicePlugin(
             self._offer, self._snapshot, self._custody, self._wake.set, self._observer
         )
-        server = grpc.aio.server()
-        rpc.add_DevicePluginServicer_to_server(plugin, server)
-        self._registrar.add_services(server, self.resource)
+        self._plugin = plugin
         try:
-            server.add_insecure_port(unix_target(path))
-        except RuntimeError as error:
-            raise KubeletError(f"cannot serve on {path}: {error}") from error
-        self._plugin = plugin  # told from here on: devices may change while the server starts
-        try:
-            await server.start()
-            self._socket = path
-            yield plugin
+            async with serving(plugin, path, self._registrar):
+                self._socket = path
+                try:
+                    yield plugin
+                finally:
+                    self._plugin = self._socket = None
+                    self._enter(State.BACKING_OFF)  # to stop takes a while
         finally:
-            self._plugin = self._socket = None
-            self._state = State.BACKING_OFF  # to stop takes a while, in which nobody is served
-            self._directory.remove_socket(path)  # first, so that siblings know why a stream ends
-            plugin.close()
-            await server.stop(_STOP_GRACE)
+            self._plugin = None
 
     async def _pause(self, delay: float, kubelet: Incarnation) -> None:
         """Wait, but no longer than this kubelet lives."""
@@ -373,14 +391,3 @@ class Session:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
-
-
-def _harm(plugin: DevicePlugin, before: View, now: View) -> str:
-    """Why siblings, when we registered and now, mean that the kubelet has forgotten us."""
-    if now.displaces_us:
-        return "an older instance has registered since"
-    if before.of_0_1 - now.of_0_1:
-        return "an instance of version 0.1 has ended, and the kubelet with it forgot us"
-    if plugin.has_lost_stream and before.alive - now.alive:
-        return "another instance has ended, and the kubelet hung up on us"
-    return ""

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
 import secrets
 import stat
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
@@ -108,6 +110,22 @@ class PluginDirectory:
     def is_shared(self) -> bool:
         """Whether another instance is alive, whatever it serves."""
         return bool(Siblings(self._instance, _PREFIX, self._all).all())
+
+    def strangers(self) -> frozenset[tuple[str, int, int]]:
+        """The sockets of other plugins than ours, so that a change can be seen."""
+        found = set()
+        try:
+            entries = list(os.scandir(self.path))
+        except OSError:
+            return frozenset()
+        for entry in entries:
+            if entry.name.startswith(_PREFIX) or entry.name == _KUBELET_SOCKET:
+                continue
+            with suppress(OSError):
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISSOCK(status.st_mode):
+                    found.add((entry.name, status.st_ino, status.st_ctime_ns))
+        return frozenset(found)
 
     def remove_socket(self, path: Path) -> bool:
         """Delete a socket, unless gRPC or the kubelet already has; False if that failed."""

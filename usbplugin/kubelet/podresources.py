@@ -1,9 +1,13 @@
-"""Asks the kubelet which pod holds which device (PodResources API, v1). Decides nothing."""
+"""Asks the kubelet which pod holds which device, and which devices it counts. Decides nothing.
+
+PodResources API, v1.
+"""
 
 from __future__ import annotations
 
 import stat
-from typing import TYPE_CHECKING
+from collections import defaultdict
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -14,9 +18,15 @@ from usbplugin.inventory import HeldDevice
 from usbplugin.kubelet.directory import CHANNEL_OPTIONS, unix_target
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from google.protobuf.message import Message
+
+_Answer = TypeVar("_Answer")
+
 _LIST = "/v1.PodResourcesLister/List"
+_ALLOCATABLE = "/v1.PodResourcesLister/GetAllocatableResources"
 _TIMEOUT = 2.0
 # The kubelet's own limit for this API; a node may run hundreds of pods.
 _LARGEST_ANSWER = 16 << 20
@@ -54,29 +64,12 @@ class PodResources:
         Raises:
             KubeletError: the kubelet does not answer, refuses, or does not know its pods yet.
         """
-        options = (*CHANNEL_OPTIONS, ("grpc.max_receive_message_length", _LARGEST_ANSWER))
-        try:
-            async with grpc.aio.insecure_channel(
-                unix_target(self._socket), options=options
-            ) as channel:
-                # Decode here: grpc.aio turns anything it cannot decode into None and a traceback.
-                ask: grpc.aio.UnaryUnaryMultiCallable[v1.ListPodResourcesRequest, bytes]
-                ask = channel.unary_unary(
-                    _LIST, request_serializer=v1.ListPodResourcesRequest.SerializeToString
-                )
-                answer = v1.ListPodResourcesResponse.FromString(
-                    await ask(v1.ListPodResourcesRequest(), timeout=_TIMEOUT)
-                )
-        except grpc.aio.AioRpcError as error:
-            raise KubeletError(
-                f"cannot get device holders from {self._socket}: {error.code().name}:"
-                f" {error.details()}"
-            ) from error
-        except DecodeError as error:
-            raise KubeletError(
-                f"cannot get device holders from {self._socket}: the answer is not a"
-                " ListPodResourcesResponse"
-            ) from error
+        answer = await self._ask(
+            _LIST,
+            v1.ListPodResourcesRequest(),
+            v1.ListPodResourcesResponse.FromString,
+            "device holders",
+        )
         pods = {f"{pod.namespace}/{pod.name}" for pod in answer.pod_resources}
         if self._own_pod and self._own_pod not in pods:
             raise KubeletError(
@@ -92,3 +85,38 @@ class PodResources:
             for devices in container.devices
             for device_id in devices.device_ids
         )
+
+    async def allocatable(self) -> Mapping[str, frozenset[str]]:
+        """By resource, the devices that the kubelet counts as healthy, held or not.
+
+        Raises:
+            KubeletError: the kubelet does not answer, or cannot say (before 1.21).
+        """
+        answer = await self._ask(
+            _ALLOCATABLE,
+            v1.AllocatableResourcesRequest(),
+            v1.AllocatableResourcesResponse.FromString,
+            "allocatable devices",
+        )
+        found: defaultdict[str, set[str]] = defaultdict(set)
+        for devices in answer.devices:
+            found[devices.resource_name].update(devices.device_ids)
+        return {resource: frozenset(ids) for resource, ids in found.items()}
+
+    async def _ask(
+        self, method: str, request: Message, decode: Callable[[bytes], _Answer], what: str
+    ) -> _Answer:
+        failed = f"cannot get {what} from {self._socket}"
+        options = (*CHANNEL_OPTIONS, ("grpc.max_receive_message_length", _LARGEST_ANSWER))
+        try:
+            async with grpc.aio.insecure_channel(
+                unix_target(self._socket), options=options
+            ) as channel:
+                # Decode here: grpc.aio turns anything it cannot decode into None and a traceback.
+                ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
+                return decode(await ask(request.SerializeToString(), timeout=_TIMEOUT))
+        except grpc.aio.AioRpcError as error:
+            raise KubeletError(f"{failed}: {error.code().name}: {error.details()}") from error
+        except DecodeError as error:
+            name = method.rpartition("/")[2]
+            raise KubeletError(f"{failed}: the answer is not one to {name}") from error

@@ -76,6 +76,9 @@ def of_sessions(sessions: Iterable[Session]) -> list[Readings]:
     known = (State.REGISTERED, State.STREAMING)
     return [
         Readings(catalogue.REGISTERED, {(s.resource,): s.state in known for s in sessions}),
+        Readings(
+            catalogue.STANDING_BY, {(s.resource,): s.state is State.STANDING_BY for s in sessions}
+        ),
         Readings(catalogue.STREAMS, {(s.resource,): s.streams for s in sessions}),
         Readings(catalogue.DEVICES_LEFT_OUT, {(s.resource,): s.left_out for s in sessions}),
     ]

@@ -151,6 +151,12 @@ REGISTERED = Metric(
     "Whether the resource is registered with the running kubelet.",
     ("resource",),
 )
+STANDING_BY = Metric(
+    "usbplugin_standing_by",
+    _GAUGE,
+    "Whether the resource is left to a newer instance, which is registered.",
+    ("resource",),
+)
 STREAMS = Metric(
     "usbplugin_streams_open",
     _GAUGE,
@@ -253,8 +259,8 @@ SECTIONS = {
         *(SOURCE_UP, SOURCE_INFO, SOURCE_LISTED),
     ),
     "Kubelet": (
-        *(KUBELET_CALLS, KUBELET_CALL_SECONDS, REGISTERED, STREAMS, REGISTRATIONS),
-        *(GENERATIONS, KUBELET_RESTARTS, HOLDER_QUERIES),
+        *(KUBELET_CALLS, KUBELET_CALL_SECONDS, REGISTERED, STANDING_BY, STREAMS),
+        *(REGISTRATIONS, GENERATIONS, KUBELET_RESTARTS, HOLDER_QUERIES),
     ),
     "Configuration": (CONFIG_RELOADS, CONFIG_GOOD, CONFIG_APPLIED),
     "The plugin itself": (

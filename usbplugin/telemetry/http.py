@@ -115,6 +115,7 @@ class HttpServer:
             server = await asyncio.start_unix_server(
                 self._accept, sock=listener, limit=_LONGEST_HEAD, backlog=_BACKLOG
             )
+            self._paths = [one for one in self._paths if one[0] != path]
             self._paths.append((path, temporary.stat().st_ino))
             temporary.replace(path)
         except OSError:
@@ -122,6 +123,12 @@ class HttpServer:
             temporary.unlink(missing_ok=True)
             raise
         self._servers.append(server)
+
+    def is_at(self, path: Path) -> bool:
+        """Whether the socket at ``path`` is one of ours still."""
+        with suppress(OSError):
+            return (path, path.lstat().st_ino) in self._paths
+        return False
 
     async def close(self) -> None:
         """End all connections, and remove the socket unless a successor has replaced it."""

@@ -110,6 +110,7 @@ class EmbeddedKubelet:
             service = PodResourcesService(
                 lambda: self.holders if self.knows_pods else (),
                 lambda: self.other_pods if self.knows_pods else (),
+                self._manager.resources.values,
             )
             podresources_rpc.add_PodResourcesListerServicer_to_server(service, server)
             server.add_insecure_port(f"unix:{quote(str(self._pod_resources))}")

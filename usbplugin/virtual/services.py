@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from usbplugin.virtual.containers import Holder
+    from usbplugin.virtual.plugin_client import Resource
 
 _log = logging.getLogger(__name__)
 
@@ -38,13 +39,31 @@ _Found: TypeAlias = "tuple[Path, int, int]"
 
 
 class PodResourcesService(podresources_rpc.PodResourcesListerServicer):
-    """Serves ``v1.PodResourcesLister``: lists the holders, and pods without devices."""
+    """Serves ``v1.PodResourcesLister``: the holders, pods without devices, and what is healthy."""
 
     def __init__(
-        self, holders: Callable[[], Iterable[Holder]], others: Callable[[], Iterable[str]]
+        self,
+        holders: Callable[[], Iterable[Holder]],
+        others: Callable[[], Iterable[str]],
+        resources: Callable[[], Iterable[Resource]],
     ) -> None:
         self._holders = holders
         self._others = others
+        self._resources = resources
+
+    async def GetAllocatableResources(  # noqa: D102, N802
+        self,
+        request: v1.AllocatableResourcesRequest,
+        context: grpc.aio.ServicerContext[
+            v1.AllocatableResourcesRequest, v1.AllocatableResourcesResponse
+        ],
+    ) -> v1.AllocatableResourcesResponse:
+        del request, context
+        answer = v1.AllocatableResourcesResponse()
+        for resource in self._resources():
+            for device_id in sorted(resource.healthy):  # an entry each, as in the kubelet's
+                answer.devices.add(resource_name=resource.name, device_ids=[device_id])
+        return answer
 
     async def List(  # noqa: D102, N802 -- the method's name in the API
         self,

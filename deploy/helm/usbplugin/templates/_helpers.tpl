@@ -13,3 +13,15 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | quote }}
 {{- end }}
+
+{{- /* Registered and streaming, or standing by for a newer instance. */ -}}
+{{- define "usbplugin.ready" -}}
+{{- if .Values.http.enabled -}}
+httpGet:
+  path: /readyz
+  port: http
+{{- else -}}
+exec:
+  command: [grep, -q, ready, /proc/1/comm]
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,45 @@
+"""A gRPC server on a socket of the kubelet's directory, for as long as a plugin is to be served."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import grpc
+
+from usbplugin.api import deviceplugin_v1beta1_pb2_grpc as rpc
+from usbplugin.errors import KubeletError
+from usbplugin.kubelet.directory import unix_target
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from usbplugin.deviceplugin.service import DevicePlugin
+    from usbplugin.kubelet.registration import Registrar
+
+_STOP_GRACE = 1.0
+
+
+@asynccontextmanager
+async def serving(plugin: DevicePlugin, path: Path, registrar: Registrar) -> AsyncIterator[None]:
+    """Serve ``plugin`` on ``path``; on the way out its streams are ended first, then it stops.
+
+    Raises:
+        KubeletError: there can be no server on that path.
+    """
+    server = grpc.aio.server()
+    rpc.add_DevicePluginServicer_to_server(plugin, server)
+    registrar.add_services(server, plugin.resource)
+    try:
+        server.add_insecure_port(unix_target(path))
+    except RuntimeError as error:
+        raise KubeletError(f"cannot serve on {path}: {error}") from error
+    try:
+        await server.start()
+        yield
+    finally:
+        # First, so that siblings know why a stream ends.
+        registrar.directory.remove_socket(path)
+        plugin.close()
+        await server.stop(_STOP_GRACE)
