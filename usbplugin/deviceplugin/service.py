@@ -164,6 +164,13 @@ class DevicePlugin(rpc.DevicePluginServicer):
         """How many devices the kubelet is not told of, because its list has no room for them."""
         return len(self._left_out)
 
+    def begin_anew(self) -> bool:
+        """Forget the streams that have ended; False if others are open, which may be the older."""
+        if self._streams:
+            return False
+        self._opened = 0
+        return True
+
     def publish(self, snapshot: Snapshot, noticed: float | None = None) -> None:
         """Send ``snapshot`` on all streams, unless a newer one comes before they get to it.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
 
@@ -16,9 +16,24 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from usbplugin.deviceplugin.service import DevicePlugin
+    from usbplugin.kubelet.directory import Incarnation
     from usbplugin.kubelet.registration import Registrar
 
 _STOP_GRACE = 1.0
+
+
+class Generation(NamedTuple):
+    """One server on one socket, for one life of the kubelet."""
+
+    path: Path
+    plugin: DevicePlugin
+    kubelet: Incarnation
+
+    def obstacle(self, registrar: Registrar) -> str:
+        """Why the kubelet cannot know us by that socket any more; empty if it can."""
+        if registrar.kubelet() != self.kubelet:
+            return "the kubelet has gone or was restarted"
+        return "" if self.path.exists() else "our socket was deleted"
 
 
 @asynccontextmanager

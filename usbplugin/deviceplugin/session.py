@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from usbplugin.deviceplugin.backoff import Backoff, Patience
 from usbplugin.deviceplugin.service import DevicePlugin
-from usbplugin.deviceplugin.serving import serving
+from usbplugin.deviceplugin.serving import Generation, serving
 from usbplugin.deviceplugin.state import State
 from usbplugin.errors import KubeletError
 from usbplugin.kubelet.probe import silence_of
@@ -37,6 +37,7 @@ _log = logging.getLogger(__name__)
 STREAM_TIMEOUT = 10.0
 """The kubelet opens its stream right after Register, or never: at first a part of this will do."""
 _STABLE_AFTER = 10.0
+_TOO_SOON = 0.5
 _PRECEDENCE = 0.3
 """Seconds for which whoever stood by lets newer instances be the first with a new kubelet."""
 
@@ -79,6 +80,7 @@ class Session:
         self._siblings = self._directory.siblings(offer.resource, self._wake.set)
         self._stood_by = False
         self._had_company = False
+        self._repeats = False
         self._closing = False
         self._state = State.WAITING
         self._on_state = on_state
@@ -199,38 +201,37 @@ class Session:
         path = self._directory.new_socket(self.resource)
         self._counted = None
         async with self._serving(path) as plugin:
+            this = Generation(path, plugin, kubelet)
             self._enter(State.REGISTERING)
-            if await self._register(path, plugin, kubelet):
+            self._repeats = True
+            while self._repeats and await self._register(this):
                 mark_registered(path)
                 await self._custody.take_charge(self.resource)
-                if newer := await self._until_over(path, plugin, kubelet):
+                if newer := await self._until_over(this):
                     plugin.fall_silent()
-                    await self._stand_by(newer, path, lambda: self._loss(path, plugin, kubelet))
+                    await self._stand_by(newer, path, lambda: self._loss(this))
 
-    async def _until_over(
-        self, path: Path, plugin: DevicePlugin, kubelet: Incarnation
-    ) -> tuple[Sibling, ...]:
-        """Follow a registered generation, and return once a new one is needed.
+    async def _until_over(self, this: Generation) -> tuple[Sibling, ...]:
+        """Follow a registered generation, and return once that is not enough any more.
 
         Returns:
-            Newer instances that have registered, if that is why.
+            Newer instances that have registered, if that is why. Else a new generation is needed,
+            or, if it ``_repeats``, to register again.
         """
         loop = asyncio.get_running_loop()
         registered = loop.time()
         patience = self._patience.seconds
-        _log.info("registered", extra=fields(resource=self.resource, socket=path.name))
+        _log.info("registered", extra=fields(resource=self.resource, socket=this.path.name))
         self._enter(State.REGISTERED)
-        before = self._siblings.look(path)
+        self._repeats = False
+        before = self._siblings.look(this.path)
         self._had_company = self._stood_by or bool(before.alive)
         self._stood_by = False
         while not self._closing:
             self._wake.clear()
-            view = self._siblings.look(path)
+            view = self._siblings.look(this.path)
             age = loop.time() - registered
-            harm = self._obstacle(path, kubelet) or view.harm_since(
-                before, hung_up=plugin.has_lost_stream
-            )
-            if reason := harm or self._loss_of_stream(plugin, age):
+            if reason := self._end_of(this, age) or view.harm_since(before):
                 self._over(reason)
                 break
             if view.newer:
@@ -238,7 +239,7 @@ class Session:
             if self._counted:
                 self._say_displaced()
                 await self._wake.wait()
-            elif plugin.streams:
+            elif this.plugin.streams:
                 self._enter(State.STREAMING)
                 if age > _STABLE_AFTER:
                     self._backoff.reset()
@@ -250,15 +251,22 @@ class Session:
                 await self._wait(patience - age)
         return ()
 
-    def _loss_of_stream(self, plugin: DevicePlugin, age: float) -> str:
-        """Why the kubelet does not follow us any more; empty if it does, or may begin to.
+    def _end_of(self, this: Generation, age: float) -> str:
+        """Why a generation that registered ``age`` seconds ago is over; empty if it is not.
 
         Raises:
-            KubeletError: it has ended its stream too soon to be asked for another at once.
+            KubeletError: the kubelet has ended its stream too soon to be asked for another at once.
         """
-        if plugin.streams or plugin.has_lost_stream:
+        if obstacle := this.obstacle(self._registrar):
+            return obstacle
+        if this.plugin.streams or this.plugin.has_lost_stream:
             self._patience.reset()
-        if plugin.has_lost_stream:  # also if others are open: they may be a stranger's
+        if this.plugin.has_lost_stream:  # also if others are open: they may be a stranger's
+            if self._had_company and age > _TOO_SOON and this.plugin.begin_anew():
+                # To use the socket again takes the least time: until then the resource has no
+                # device, and pods that ask for one are rejected.
+                self._repeats = self._registrar.can_repeat
+                return "the kubelet hung up, as it does when another instance ends"
             if age <= _STABLE_AFTER:
                 raise KubeletError("the kubelet ended its stream soon after it began")
             return "the kubelet ended its stream"
@@ -300,16 +308,18 @@ class Session:
                 return
             await self._wake.wait()
 
-    def _loss(self, path: Path, plugin: DevicePlugin, kubelet: Incarnation) -> str:
-        if plugin.has_lost_stream:
+    def _loss(self, this: Generation) -> str:
+        if this.plugin.has_lost_stream:
             return "the kubelet ended its stream"
-        return self._obstacle(path, kubelet)
+        return this.obstacle(self._registrar)
 
-    async def _register(self, path: Path, plugin: DevicePlugin, kubelet: Incarnation) -> bool:
+    async def _register(self, this: Generation) -> bool:
         """Whether the kubelet has accepted us; False if the session was closed meanwhile."""
-        work = asyncio.ensure_future(self._registrar.register(self.resource, path, plugin.options))
+        work = asyncio.ensure_future(
+            self._registrar.register(self.resource, this.path, this.plugin.options)
+        )
         try:
-            if not await self._until_done(work, path, kubelet):
+            if not await self._until_done(work, this):
                 return False
             work.result()
         except KubeletError:
@@ -321,9 +331,7 @@ class Session:
         self._observer.registered(self.resource, accepted=True)
         return True
 
-    async def _until_done(
-        self, work: asyncio.Future[None], path: Path, kubelet: Incarnation
-    ) -> bool:
+    async def _until_done(self, work: asyncio.Future[None], this: Generation) -> bool:
         """Wait for ``work`` while it makes sense; False if the session was closed meanwhile.
 
         Raises:
@@ -334,7 +342,7 @@ class Session:
             self._wake.clear()
             if self._closing:
                 return False
-            if obstacle := self._obstacle(path, kubelet):
+            if obstacle := this.obstacle(self._registrar):
                 raise KubeletError(obstacle)
             woken = asyncio.create_task(self._wake.wait())
             awaited: set[asyncio.Future[Any]] = {work, woken}
@@ -344,19 +352,14 @@ class Session:
                 woken.cancel()
         return True
 
-    def _obstacle(self, path: Path, kubelet: Incarnation) -> str:
-        """Why this kubelet cannot know us by that socket any more; empty if it can."""
-        if self._registrar.kubelet() != kubelet:
-            return "the kubelet has gone or was restarted"
-        return "" if path.exists() else "our socket was deleted"
-
     def _enter(self, state: State) -> None:
         if state is not self._state:
             self._state = state
             self._on_state()
 
     def _over(self, reason: str) -> None:
-        _log.info("beginning a new generation", extra=fields(resource=self.resource, reason=reason))
+        event = "registering again" if self._repeats else "beginning a new generation"
+        _log.info(event, extra=fields(resource=self.resource, reason=reason))
 
     @asynccontextmanager
     async def _serving(self, path: Path) -> AsyncIterator[DevicePlugin]:

@@ -30,6 +30,8 @@ class Registrar(Protocol):
     """Where the plugin's socket goes."""
     longest_delay: float
     """The longest pause between two attempts, in seconds."""
+    can_repeat: bool
+    """Whether the same socket can be registered again."""
 
     def kubelet(self) -> Incarnation | None:
         """The kubelet to register with; None if there is none."""
@@ -51,6 +53,7 @@ class ClassicRegistrar:
     """We call ``Register`` on kubelet.sock, and again after each restart of the kubelet."""
 
     longest_delay = 5.0
+    can_repeat = True
 
     def __init__(self, directory: PluginDirectory) -> None:
         """Register with the kubelet of ``directory``."""
@@ -87,6 +90,7 @@ class ClassicRegistrar:
 class WatcherRegistrar:
     """The kubelet's plugin watcher finds our socket and registers us by itself."""
 
+    can_repeat = False  # a socket is found once
     longest_delay = 1.0  # waiting spares the kubelet nothing, and it cannot find us meanwhile
 
     def __init__(self, registry: PluginDirectory) -> None:

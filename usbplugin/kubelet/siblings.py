@@ -76,19 +76,12 @@ class View(NamedTuple):
     displaces_us: bool
     """Whether an older one has registered since we did, so that we have to do so again."""
 
-    def harm_since(self, before: View, *, hung_up: bool) -> str:
-        """Why the kubelet has forgotten us, registered as we are; empty if siblings did no harm.
-
-        Args:
-            before: What was to be seen when we registered.
-            hung_up: Whether the kubelet has ended its stream.
-        """
+    def harm_since(self, before: View) -> str:
+        """Why the kubelet does not know us any longer, which it did ``before``; empty if it may."""
         if self.displaces_us:
             return "an older instance has registered since"
         if before.of_0_1 - self.of_0_1:
             return "an instance of version 0.1 has ended, and the kubelet with it forgot us"
-        if hung_up and before.alive - self.alive:
-            return "another instance has ended, and the kubelet hung up on us"
         return ""
 
 
