@@ -7,9 +7,13 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from contextlib import AsyncExitStack, ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +21,13 @@ import pytest
 
 from tests.node import SERIAL, Node, Process
 from tests.version_0_1 import old_instance
+from usbplugin import doctor
 from usbplugin.custody import StateStore
+from usbplugin.deviceplugin import State
+from usbplugin.doctor import Grade
+from usbplugin.doctor.kubelet import check_daemon
+from usbplugin.status.client import SESSION, STANDING_BY, Daemon, left_in
+from usbplugin.status.health import session_part
 from usbplugin.virtual.containers import CreateContainerConfigError, UnexpectedAdmissionError
 
 if TYPE_CHECKING:
@@ -207,20 +217,32 @@ async def test_a_restarted_kubelet_gets_the_newer_one(node: Node) -> None:
 
 
 async def test_who_stands_by_is_ready_and_says_so(node: Node) -> None:
-    other = node.root / "other/link"
+    directory = node.root / "other/link"
     async with node.serve(*places_of_its_own(node, ["link", "state"])) as older:
         await until_registered(node, older)
+        daemon = Daemon(directory / "usbplugin.sock")
+        assert await daemon.left() == []
         async with node.serve() as newer:
             await until_registered(node, newer)
             await older.wait_for_log("standing by")
-            reader, writer = await asyncio.open_unix_connection(str(other / "usbplugin.sock"))
-            writer.write(b"GET /readyz HTTP/1.0\r\n\r\n")
-            answer = await reader.read()
-            writer.close()
-    head, _, body = answer.partition(b"\r\n\r\n")
-    assert b" 200 " in head
-    parts = {part["name"]: part["detail"] for part in json.loads(body)["parts"]}
-    assert parts[f"session {SERIAL}"] == "standing by for a newer instance"
+            code, document = await daemon.get("/readyz")
+            assert code == HTTPStatus.OK
+            assert left_in(document) == [SERIAL]
+            text = await asyncio.to_thread(
+                subprocess.check_output,
+                [sys.executable, "-m", "usbplugin", "list", "--link-dir", str(directory)],
+                text=True,
+            )
+            assert f"This instance stands by: a newer one serves {SERIAL}." in text
+            own = replace(node.places, link_dir=directory)
+            finding = await asyncio.to_thread(check_daemon, doctor.Node(places=own))
+            assert finding.grade is Grade.OK
+            assert f"stands by for a newer instance, which serves {SERIAL}" in finding.found
+
+
+def test_the_words_of_readiness_are_those_that_clients_know() -> None:
+    assert State.STANDING_BY.value == STANDING_BY
+    assert session_part(SERIAL) == f"{SESSION}{SERIAL}"
 
 
 async def test_version_0_1_takes_over_and_its_end_is_noticed(node: Node) -> None:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from tests.faults import http2
 from tests.faults.catalogue import LOOK, fault
+from tests.faults.rig import SERIAL
+from tests.version_0_1 import old_instance
 
 if TYPE_CHECKING:
     import random
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from tests.faults.rig import Rig
 
 _START = "the process has to start first"
+_HALF = 0.5
 
 
 _IN_NAMESPACE = ("unshare", "--user", "--map-root-user", "sh", "-c")
@@ -142,6 +145,39 @@ async def taken_over(rig: Rig, rng: random.Random) -> None:
     await asyncio.sleep(rng.uniform(0, 1))
     before.send_signal(rng.choice([signal.SIGTERM, signal.SIGKILL]))
     await asyncio.to_thread(before.wait, 10)
+
+
+@fault("a newer instance comes and goes", within=15, why=_START)
+async def stood_by(rig: Rig, rng: random.Random) -> None:
+    newer = rig.launch()
+    try:
+        for _ in range(rng.randint(0, 20)):
+            rig.move_a_cable(rng)
+            await asyncio.sleep(rng.uniform(0, 0.1))
+        if rng.random() < _HALF:
+            await rig.kubelet.restart()
+            await asyncio.sleep(rng.uniform(0, 1))
+        newer.send_signal(rng.choice([signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP]))
+        await asyncio.sleep(rng.uniform(0, 0.5))
+    finally:
+        newer.kill()
+        await asyncio.to_thread(newer.wait, 10)
+
+
+@fault("version 0.1 comes and goes", within=15, why=_START)
+async def old_version_came(rig: Rig, rng: random.Random) -> None:
+    known = [thing.device_id for thing in rig.things if thing.device_id]
+    async with old_instance(rig.kubelet_dir, SERIAL, known):
+        for _ in range(rng.randint(0, 5)):
+            rig.move_a_cable(rng)
+            await asyncio.sleep(rng.uniform(0, 0.2))
+
+
+@fault("another project's plugin takes the resource for a while", within=15, why=_START)
+async def stranger_came(rig: Rig, rng: random.Random) -> None:
+    async with old_instance(rig.kubelet_dir, SERIAL, ["theirs"], name="stranger.sock"):
+        rig.move_a_cable(rng)
+        await asyncio.sleep(rng.uniform(0, 3))
 
 
 @fault("state files spoiled, then SIGKILL", kills=True, within=15, why=_START)

@@ -43,23 +43,26 @@ def _run(options: argparse.Namespace) -> int:
     logs.configure("warning", logs.LogFormat.TEXT)
     if options.watch:
         return until_interrupted(_watch(options))
-    found = asyncio.run(_rows(options))
+    found, left = asyncio.run(_rows(options))
     if options.json:
         print(json.dumps(found, indent=2))
     else:
         colour = Screen(sys.stdout).has_colours
         print(table(found, colour=colour) if found else _NOTHING)
+        if left:
+            print(f"\nThis instance stands by: a newer one serves {', '.join(left)}.")
     return 0
 
 
-async def _rows(options: argparse.Namespace) -> list[Row]:
+async def _rows(options: argparse.Namespace) -> tuple[list[Row], list[str]]:
+    """What is here, and which resources the daemon leaves to a newer one."""
     from usbplugin.commands.table import scan
     from usbplugin.commands.view import daemon_of, hardware_of
 
     if daemon := await daemon_of(options):
-        return await daemon.rows()
+        return await daemon.rows(), await daemon.left()
     config, sources = hardware_of(options)
-    return scan(sources, config.rules())
+    return scan(sources, config.rules()), []
 
 
 async def _watch(options: argparse.Namespace) -> None:

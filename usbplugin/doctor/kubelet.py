@@ -12,7 +12,7 @@ from usbplugin.doctor.finding import SEE_SELINUX, Finding, Node, fail, ok, warn
 from usbplugin.errors import DaemonError, KubeletError
 from usbplugin.kubelet import PluginDirectory, PodResources
 from usbplugin.kubelet.probe import kubelet_silence
-from usbplugin.status.client import Daemon
+from usbplugin.status.client import Daemon, left_in
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -130,7 +130,9 @@ def check_daemon(node: Node) -> Finding:
     if code is None:
         return ok("usbplugin serve is not running here")
     if code == _READY:
-        return ok("usbplugin serve is running and ready")
+        left = left_in(document)
+        stands = f"; it stands by for a newer instance, which serves {', '.join(left)}"
+        return ok(f"usbplugin serve is running and ready{stands if left else ''}")
     parts = document.get("parts", []) if isinstance(document, dict) else []
     troubles = [f"{part['name']}: {part['detail']}" for part in parts if not part["ok"]]
     return warn(f"usbplugin serve is running but not ready: {'; '.join(troubles)}", "see its log")

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from usbplugin.status.rows import Row
 
+SESSION = "session "
+"""How the names of parts begin that serve a resource."""
+STANDING_BY = "standing by for a newer instance"
 _SECONDS = 5.0
 _LONGEST_LINE = 1 << 20
 _OK = 200
@@ -80,6 +83,15 @@ class Daemon:
             raise DaemonError(f"{self} did not answer with a list of devices")
         return document
 
+    async def left(self) -> list[str]:
+        """The resources that it leaves to a newer instance.
+
+        Raises:
+            DaemonError: it does not answer.
+        """
+        _, document = await self.get("/readyz")
+        return left_in(document)
+
     async def past(self) -> list[Document]:
         """The events it remembers.
 
@@ -130,3 +142,13 @@ class Daemon:
             if status is None:
                 raise ValueError("not an HTTP answer")
             yield int(status[1]), reader
+
+
+def left_in(readiness: object) -> list[str]:
+    """The resources that are left to a newer instance, by an answer of ``/readyz``."""
+    parts = readiness.get("parts", []) if isinstance(readiness, dict) else []
+    return [
+        part["name"].removeprefix(SESSION)
+        for part in parts
+        if part["name"].startswith(SESSION) and part["detail"] == STANDING_BY
+    ]

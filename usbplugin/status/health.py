@@ -14,6 +14,7 @@ import msgspec
 
 from usbplugin.deviceplugin import State
 from usbplugin.discovery import Listener
+from usbplugin.status.client import SESSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -114,7 +115,7 @@ def source_part(name: str) -> str:
 
 def session_part(resource: str) -> str:
     """A session's part name."""
-    return f"session {resource}"
+    return f"{SESSION}{resource}"
 
 
 def learns_by(source: Source) -> str:
