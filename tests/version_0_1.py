@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class OldPlugin(rpc.DevicePluginServicer):
-    """Streams one list, and allocates nothing."""
+    """Streams one list, allocates nothing, and lets no container start."""
 
     def __init__(self, device_ids: Iterable[str]) -> None:
         self._list = v1beta1.ListAndWatchResponse(
@@ -35,7 +35,7 @@ class OldPlugin(rpc.DevicePluginServicer):
     async def GetDevicePluginOptions(  # noqa: N802
         self, request: v1beta1.Empty, context: _Context
     ) -> v1beta1.DevicePluginOptions:
-        return v1beta1.DevicePluginOptions()
+        return v1beta1.DevicePluginOptions(pre_start_required=True)
 
     async def ListAndWatch(  # noqa: N802
         self, request: v1beta1.Empty, context: _Context
@@ -63,7 +63,7 @@ class OldPlugin(rpc.DevicePluginServicer):
     async def PreStartContainer(  # noqa: N802
         self, request: v1beta1.PreStartContainerRequest, context: _Context
     ) -> v1beta1.PreStartContainerResponse:
-        return v1beta1.PreStartContainerResponse()
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "not by this one")
 
 
 @asynccontextmanager

@@ -2,6 +2,9 @@
 
 The loser's stream stays open, so the kubelet is asked which devices it counts. That wakes gRPC's
 threads, and is done only when strangers' sockets have come or gone, and while we are displaced.
+
+What the loser says on its stream still counts. So if we have said something meanwhile, the answer
+proves nothing, and we register again to be sure.
 """
 
 from __future__ import annotations
@@ -63,12 +66,27 @@ class Rivals:
         while True:
             await self._changed.wait()
             self._changed.clear()
+            is_sure = False
             for delay in _DELAYS:
+                said = {resource: _messages(s) for resource, s in self._sessions.items()}
                 await self._pause(delay)
                 await self._compare()
+                if not is_sure:
+                    is_sure = self._renew(said)
             while any(s.state is State.DISPLACED for s in self._sessions.values()):
                 await self._pause(_WHILE_DISPLACED)
                 await self._compare()
+
+    def _renew(self, said: Mapping[str, int]) -> bool:
+        """Register again what has said something meanwhile; whether there was any."""
+        unsure = [
+            session
+            for resource, session in self._sessions.items()
+            if session.state is State.STREAMING and _messages(session) != said.get(resource)
+        ]
+        for session in unsure:
+            session.renew("another plugin may have registered this resource meanwhile")
+        return bool(unsure)
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -84,10 +102,16 @@ class Rivals:
             again = await self._suspects()
             for resource, counted in suspects.items():
                 if again.get(resource) == counted:
-                    self._sessions[resource].displaced(counted)
+                    self._tell(self._sessions[resource], counted)
         for resource, session in self._sessions.items():
             if session.state is State.DISPLACED and resource not in suspects:
-                session.displaced(frozenset())
+                session.renew("the kubelet does not count another plugin's devices any more")
+
+    def _tell(self, session: Session, counted: frozenset[str]) -> None:
+        if counted:
+            session.displace()
+        else:
+            session.renew("the kubelet counts none of our devices")
 
     async def _suspects(self) -> dict[str, frozenset[str]]:
         """What the kubelet counts of resources of which we stream something else."""
@@ -102,5 +126,10 @@ class Rivals:
             resource: ids
             for resource, session in self._sessions.items()
             if session.state in (State.STREAMING, State.DISPLACED)
-            and (ids := counted.get(resource, frozenset())) != session.healthy
+            and session.plugin is not None
+            and (ids := counted.get(resource, frozenset())) != session.plugin.healthy
         }
+
+
+def _messages(session: Session) -> int:
+    return session.plugin.messages if session.plugin is not None else 0

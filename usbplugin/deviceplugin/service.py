@@ -130,6 +130,8 @@ class DevicePlugin(rpc.DevicePluginServicer):
         self._custody = custody
         self._on_stream = on_stream
         self._noticed: float | None = None
+        self.messages = 0
+        """How many lists were sent on all streams."""
         self._streams = 0
         self._opened = 0
         self._closed = False
@@ -245,6 +247,7 @@ class DevicePlugin(rpc.DevicePluginServicer):
                     continue
                 sent = self._list
                 noticed = self._unsent_since()
+                self.messages += 1
                 yield v1beta1.ListAndWatchResponse.FromString(sent)
                 if noticed is not None:
                     self.observer.streamed(self.resource, time.monotonic() - noticed)

@@ -84,8 +84,8 @@ class Session:
         self._closing = False
         self._state = State.WAITING
         self._on_state = on_state
-        self._counted: frozenset[str] | None = None
-        """What the kubelet counts instead of our devices, if it does."""
+        self._is_displaced = False
+        self._doubt = ""
         self._backoff = Backoff(registrar.longest_delay)
         self._patience = Patience(stream_timeout)
 
@@ -105,13 +105,18 @@ class Session:
         return self._plugin.left_out if self._plugin else 0
 
     @property
-    def healthy(self) -> frozenset[str]:
-        """The IDs that the kubelet is told are healthy."""
-        return self._plugin.healthy if self._plugin else frozenset()
+    def plugin(self) -> DevicePlugin | None:
+        """What the kubelet is served by now."""
+        return self._plugin
 
-    def displaced(self, counted: frozenset[str]) -> None:
-        """The kubelet counts these devices, and not those that are streamed to it."""
-        self._counted = counted
+    def displace(self) -> None:
+        """Another plugin has registered the resource. Ours would only harm that one: be silent."""
+        self._is_displaced = True
+        self._wake.set()
+
+    def renew(self, reason: str) -> None:
+        """Register again, for the kubelet may not know us."""
+        self._doubt = reason
         self._wake.set()
 
     async def silence(self) -> str:
@@ -153,10 +158,7 @@ class Session:
             self._enter(State.CLOSED)
 
     async def _keep_registered(self) -> None:
-        while not self._closing:
-            kubelet = await self._find_kubelet()
-            if kubelet is None:
-                break
+        while kubelet := await self._find_kubelet():
             is_new, self._kubelet = self._kubelet not in (None, kubelet), kubelet
             if is_new:
                 self._backoff.reset()
@@ -199,7 +201,7 @@ class Session:
     async def _generation(self, kubelet: Incarnation) -> None:
         """Serve on a new socket, register, and return once a new generation is needed."""
         path = self._directory.new_socket(self.resource)
-        self._counted = None
+        self._is_displaced, self._doubt = False, ""
         async with self._serving(path) as plugin:
             this = Generation(path, plugin, kubelet)
             self._enter(State.REGISTERING)
@@ -236,8 +238,8 @@ class Session:
                 break
             if view.newer:
                 return view.newer
-            if self._counted:
-                self._say_displaced()
+            if self._is_displaced:
+                self._say_displaced(this.plugin)
                 await self._wake.wait()
             elif this.plugin.streams:
                 self._enter(State.STREAMING)
@@ -270,10 +272,11 @@ class Session:
             if age <= _STABLE_AFTER:
                 raise KubeletError("the kubelet ended its stream soon after it began")
             return "the kubelet ended its stream"
-        return "the kubelet counts none of our devices" if self._counted == frozenset() else ""
+        return self._doubt
 
-    def _say_displaced(self) -> None:
+    def _say_displaced(self, plugin: DevicePlugin) -> None:
         if self._state is not State.DISPLACED:
+            plugin.fall_silent()
             self._enter(State.DISPLACED)
             _log.error(
                 "another plugin has registered this resource",
@@ -295,8 +298,8 @@ class Session:
         """
         self._enter(State.STANDING_BY)
         self._stood_by = True
-        names = [one.path.name for one in newer]
-        _log.info("standing by", extra=fields(resource=self.resource, newer=names))
+        sockets = [one.path.name for one in newer]
+        _log.info("standing by", extra=fields(resource=self.resource, newer=sockets))
         self._custody.leave(self.resource)
         while not self._closing:
             self._wake.clear()

@@ -69,8 +69,8 @@ class View(NamedTuple):
 
     alive: frozenset[Path]
     """The sockets of all of them."""
-    of_0_1: frozenset[Path]
-    """The sockets of version 0.1 among them."""
+    departures: int
+    """How many of version 0.1 have ended so far."""
     newer: tuple[Sibling, ...]
     """Those that the kubelet accepted, and that we have to stand by for."""
     displaces_us: bool
@@ -80,7 +80,7 @@ class View(NamedTuple):
         """Why the kubelet does not know us any longer, which it did ``before``; empty if it may."""
         if self.displaces_us:
             return "an older instance has registered since"
-        if before.of_0_1 - self.of_0_1:
+        if self.departures > before.departures:
             return "an instance of version 0.1 has ended, and the kubelet with it forgot us"
         return ""
 
@@ -111,6 +111,8 @@ class Siblings:
         self._vigils: dict[Path, asyncio.Task[None]] = {}
         self._silent: set[Path] = set()
         """Sockets on which nobody answered when they were first seen."""
+        self._of_0_1: set[Path] = set()
+        self._departures = 0
 
     def all(self) -> tuple[Sibling, ...]:
         """The other instances that are alive."""
@@ -148,12 +150,12 @@ class Siblings:
             self._follow(one.path, _vigil(one))
             if one.is_registered and (one.instance is not None or is_later):
                 newer.append(one)
-        return View(
-            frozenset(one.path for one in alive),
-            frozenset(one.path for one in alive if one.instance is None),
-            tuple(newer),
-            displaces_us,
-        )
+        here = frozenset(one.path for one in alive)
+        # Also one that is just beginning: it may have ended before it was seen to answer.
+        of_0_1 = {path for path in here | self._vigils.keys() if _instance_of(path) is None}
+        self._departures += len(self._of_0_1 - of_0_1)
+        self._of_0_1 = of_0_1
+        return View(here, self._departures, tuple(newer), displaces_us)
 
     def stop(self) -> None:
         """Follow nobody any longer."""
