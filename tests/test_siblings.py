@@ -376,7 +376,8 @@ async def take_over_at_random(node: Node, rng: random.Random, times: int) -> Non
                     move(node, names[-2], names[-1])
                 await asyncio.sleep(rng.uniform(0, 0.5))
                 await node.kubelet.wait_healthy(SERIAL, {GPS, ZIGBEE})
-                container = await node.kubelet.run_container(SERIAL, pod=f"p{len(names)}")
+                container = await admit(node, GPS)
+                await restart(container)
                 container.remove()
         finally:
             stop.set()

@@ -136,6 +136,7 @@ class DevicePlugin(rpc.DevicePluginServicer):
         self._opened = 0
         self._closed = False
         self._silent = False
+        self._edition = 0
         self._changed = Pulse()
 
     @property
@@ -184,9 +185,15 @@ class DevicePlugin(rpc.DevicePluginServicer):
         written = self._write(snapshot)
         if written != self._list:  # what changed may be nothing that the kubelet is told
             self._list = written
+            self._edition += 1
             if self._noticed is None:  # what nobody was sent yet counts from its beginning
                 self._noticed = noticed
             self._changed.beat()
+
+    def repeat(self) -> None:
+        """Send the list once more, as if it had changed."""
+        self._edition += 1
+        self._changed.beat()
 
     def fall_silent(self) -> None:
         """Send nothing more on the streams that are open, and leave them open.
@@ -240,15 +247,15 @@ class DevicePlugin(rpc.DevicePluginServicer):
         self._unsent_since()  # the kubelet was not there to be told
         self._on_stream()
         try:
-            sent = None
+            sent = -1
             while not self._closed:
-                if sent is self._list or (self._silent and sent is not None):
+                if sent == self._edition or (self._silent and sent >= 0):
                     await self._changed.wait()
                     continue
-                sent = self._list
+                sent = self._edition
                 noticed = self._unsent_since()
                 self.messages += 1
-                yield v1beta1.ListAndWatchResponse.FromString(sent)
+                yield v1beta1.ListAndWatchResponse.FromString(self._list)
                 if noticed is not None:
                     self.observer.streamed(self.resource, time.monotonic() - noticed)
         finally:

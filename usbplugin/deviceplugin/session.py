@@ -17,7 +17,7 @@ from usbplugin.deviceplugin.serving import Generation, serving
 from usbplugin.deviceplugin.state import State
 from usbplugin.errors import KubeletError
 from usbplugin.kubelet.probe import silence_of
-from usbplugin.kubelet.siblings import mark_registered
+from usbplugin.kubelet.siblings import mark_registered, mark_standing_by
 from usbplugin.telemetry.logs import fields
 from usbplugin.telemetry.observer import UNOBSERVED, Observer
 
@@ -98,11 +98,6 @@ class Session:
     def streams(self) -> int:
         """How many streams the kubelet has open."""
         return self._plugin.streams if self._plugin else 0
-
-    @property
-    def left_out(self) -> int:
-        """How many devices the kubelet is not told of, because its list has no room for them."""
-        return self._plugin.left_out if self._plugin else 0
 
     @property
     def plugin(self) -> DevicePlugin | None:
@@ -211,6 +206,7 @@ class Session:
                 await self._custody.take_charge(self.resource)
                 if newer := await self._until_over(this):
                     plugin.fall_silent()
+                    mark_standing_by(path)
                     await self._stand_by(newer, path, lambda: self._loss(this))
 
     async def _until_over(self, this: Generation) -> tuple[Sibling, ...]:
@@ -229,9 +225,13 @@ class Session:
         before = self._siblings.look(this.path)
         self._had_company = self._stood_by or bool(before.alive)
         self._stood_by = False
+        silent: frozenset[object] = frozenset()
         while not self._closing:
             self._wake.clear()
             view = self._siblings.look(this.path)
+            if view.silent - silent:
+                silent = view.silent
+                this.plugin.repeat()  # their last word may have come after ours
             age = loop.time() - registered
             if reason := self._end_of(this, age) or view.harm_since(before):
                 self._over(reason)

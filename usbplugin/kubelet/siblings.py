@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import secrets
 import socket
@@ -28,9 +29,12 @@ _log = logging.getLogger(__name__)
 _NAME = re.compile(r"usbplugin-[0-9a-f]{8}-(?:([0-9a-f]{12})([0-9a-f]{4}))?([0-9a-f]+)\.sock")
 _REGISTERED = 0o600
 """A socket's mode once the kubelet has accepted it; one is made with more than that."""
+_STANDING_BY = 0o640
+"""A socket's mode once its instance says nothing any more on the stream that it has."""
 _NOT_YET = 0.05
 """Seconds between looks at an instance that has not registered yet."""
 _LOOKS_AT_NEWBORN = 20
+_LONGEST_PAUSE = 1.0
 _SHORTEST_VIGIL = 0.2
 
 
@@ -60,8 +64,10 @@ class Sibling(NamedTuple):
     instance: Instance | None
     """None for version 0.1, which does not tell, and stands by for nobody."""
     is_registered: bool
+    """Whether the kubelet has accepted it, be it that another one has taken its place."""
+    stands_by: bool
     changed_at: int
-    """When it was registered, if it was: nanoseconds of the file system's clock."""
+    """When all that became so: nanoseconds of the file system's clock."""
 
 
 class View(NamedTuple):
@@ -75,6 +81,8 @@ class View(NamedTuple):
     """Those that the kubelet accepted, and that we have to stand by for."""
     displaces_us: bool
     """Whether an older one has registered since we did, so that we have to do so again."""
+    silent: frozenset[tuple[Path, int]]
+    """The older ones that stand by, and since when: until then, what they said counted."""
 
     def harm_since(self, before: View) -> str:
         """Why the kubelet does not know us any longer, which it did ``before``; empty if it may."""
@@ -111,6 +119,8 @@ class Siblings:
         self._vigils: dict[Path, asyncio.Task[None]] = {}
         self._silent: set[Path] = set()
         """Sockets on which nobody answered when they were first seen."""
+        self._known: dict[Path, list[Path]] = {}
+        """What was last seen in each directory."""
         self._of_0_1: set[Path] = set()
         self._departures = 0
 
@@ -141,9 +151,14 @@ class Siblings:
                 self._follow(path, _birth(path))
         newer = []
         displaces_us = False
+        silent = set()
         for one in alive:
             if one.instance is not None and one.instance < self._own:
-                displaces_us |= own is not None and one.is_registered and one.changed_at > own
+                if one.stands_by:
+                    silent.add((one.path, one.changed_at))
+                elif one.is_registered:
+                    self._follow(one.path, _change(one))
+                    displaces_us |= own is not None and one.changed_at > own
                 continue
             # Version 0.1 registers soon after its socket was made, to which this time belongs.
             is_later = own is not None and one.changed_at >= own
@@ -155,7 +170,7 @@ class Siblings:
         of_0_1 = {path for path in here | self._vigils.keys() if _instance_of(path) is None}
         self._departures += len(self._of_0_1 - of_0_1)
         self._of_0_1 = of_0_1
-        return View(here, self._departures, tuple(newer), displaces_us)
+        return View(here, self._departures, tuple(newer), displaces_us, frozenset(silent))
 
     def stop(self) -> None:
         """Follow nobody any longer."""
@@ -164,12 +179,21 @@ class Siblings:
         self._vigils.clear()
 
     def _paths(self) -> list[Path]:
-        return [
+        return [path for directory in self._directories for path in self._sockets_in(directory)]
+
+    def _sockets_in(self, directory: Path) -> list[Path]:
+        try:
+            names = sorted(os.listdir(directory))  # noqa: PTH208 -- raises what hinders it
+        except (FileNotFoundError, NotADirectoryError):
+            names = []
+        except OSError:  # no file descriptors are left, say: then nobody is known to have gone
+            return self._known.get(directory, [])
+        self._known[directory] = [
             path
-            for directory in self._directories
-            for path in sorted(directory.glob(f"{self._prefix}*.sock"))
-            if _instance_of(path) != self._own
+            for name in names
+            if name.startswith(self._prefix) and _instance_of(path := directory / name) != self._own
         ]
+        return self._known[directory]
 
     def _follow(self, path: Path, until_it_changes: Coroutine[object, object, None]) -> None:
         if path in self._vigils:
@@ -186,27 +210,36 @@ class Siblings:
 
 def mark_registered(path: Path) -> None:
     """Let siblings see that the kubelet has accepted this socket."""
+    _mark(path, _REGISTERED)
+
+
+def mark_standing_by(path: Path) -> None:
+    """Let siblings see that nothing is said any more on the stream of this socket."""
+    _mark(path, _STANDING_BY)
+
+
+def _mark(path: Path, mode: int) -> None:
     try:
-        path.chmod(_REGISTERED)
+        path.chmod(mode)
     except FileNotFoundError:
         pass  # its session will notice
     except OSError as error:
         _log.warning(
-            "cannot tell other instances that this one is registered",
+            "cannot tell other instances how this one stands",
             extra=fields(socket=path, error=error),
         )
 
 
 def is_dead(path: Path) -> bool:
     """Whether nobody listens on a socket any more."""
-    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
-        probe.settimeout(0)
-        try:
+    try:
+        with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
+            probe.settimeout(0)
             probe.connect(str(path))
-        except ConnectionRefusedError:
-            return True
-        except OSError:
-            return False
+    except ConnectionRefusedError:
+        return True
+    except OSError:  # so many are waiting to be answered, or we have no file descriptor left
+        return False
     return False
 
 
@@ -224,8 +257,9 @@ def _sibling(path: Path) -> Sibling | None:
     if not stat.S_ISSOCK(status.st_mode) or is_dead(path):
         return None
     instance = _instance_of(path)
-    is_registered = instance is None or stat.S_IMODE(status.st_mode) == _REGISTERED
-    return Sibling(path, instance, is_registered, status.st_ctime_ns)
+    mode = stat.S_IMODE(status.st_mode)
+    is_registered = instance is None or mode in (_REGISTERED, _STANDING_BY)
+    return Sibling(path, instance, is_registered, mode == _STANDING_BY, status.st_ctime_ns)
 
 
 def _changed_at(path: Path) -> int | None:
@@ -241,6 +275,14 @@ async def _birth(path: Path) -> None:
         await asyncio.sleep(_NOT_YET)
         if _sibling(path) is not None:
             return
+
+
+async def _change(sibling: Sibling) -> None:
+    """Return when an instance ends or stands by, which takes it a moment, unless it hangs."""
+    pause = _NOT_YET
+    while (now := _sibling(sibling.path)) is not None and now.changed_at == sibling.changed_at:
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 async def _vigil(sibling: Sibling) -> None:

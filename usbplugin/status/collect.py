@@ -80,7 +80,10 @@ def of_sessions(sessions: Iterable[Session]) -> list[Readings]:
             catalogue.STANDING_BY, {(s.resource,): s.state is State.STANDING_BY for s in sessions}
         ),
         Readings(catalogue.STREAMS, {(s.resource,): s.streams for s in sessions}),
-        Readings(catalogue.DEVICES_LEFT_OUT, {(s.resource,): s.left_out for s in sessions}),
+        Readings(
+            catalogue.DEVICES_LEFT_OUT,
+            {(s.resource,): s.plugin.left_out if s.plugin else 0 for s in sessions},
+        ),
     ]
 
 
