@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,8 +13,6 @@ from usbplugin.custody import LinkDirectory
 from usbplugin.inventory import Device, Health
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pytest
 
 PORT = usb_port()
@@ -232,3 +232,20 @@ def test_a_link_that_was_good_all_along_ends_no_complaint(
         links.update(msgspec.structs.replace(READY, id="usb-b"))
         links.update(READY)
     assert len(caplog.records) == 1
+
+
+def test_a_directory_that_is_marked_can_still_be_made_read_only(tmp_path: Path) -> None:
+    links = LinkDirectory(tmp_path)
+    links.mark()
+    try:
+        (mark,) = tmp_path.iterdir()
+        (held,) = [
+            int(link.name)
+            for link in Path("/proc/self/fd").iterdir()
+            if link.is_symlink() and os.readlink(link) == str(mark)
+        ]
+        # mount(2): EBUSY as long as a file is open for writing.
+        assert fcntl.fcntl(held, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+        assert LinkDirectory(tmp_path).is_shared, "and the mark is seen all the same"
+    finally:
+        links.unmark()

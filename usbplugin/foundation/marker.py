@@ -16,7 +16,9 @@ _PREFIX = ".instance-"
 class Marker:
     """Marks a directory as used by this process: by a lock, which ends with its holder (flock(2)).
 
-    A directory that was removed and made again is marked again by ``put``.
+    A directory that was removed and made again is marked again by ``put``. The file is open for
+    reading alone: one that is open for writing would keep its file system from being made
+    read-only.
     """
 
     def __init__(self, directory: Path, name: str) -> None:
@@ -43,7 +45,7 @@ class Marker:
             os.close(self._file)
             self._file = None
         self._directory.mkdir(parents=True, exist_ok=True)
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        file = os.open(self._path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._file = file
 
@@ -65,7 +67,7 @@ class Marker:
 def _is_held(path: Path) -> bool:
     """Whether somebody holds that mark; else it is removed."""
     try:
-        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
