@@ -482,6 +482,22 @@ async def test_a_look_mends_what_somebody_has_deleted(tmp_path: Path) -> None:
     assert keeper.remembered().keys() == {GPS}
 
 
+async def test_a_look_mends_the_states_though_nothing_happened_to_the_links(
+    tmp_path: Path,
+) -> None:
+    keeper = Keeper(tmp_path)
+    await keeper.plug("ttyUSB0", "GPS-A7")
+    keeper.custody.look()
+    keeper.custody.look()
+    shutil.rmtree(keeper.states)
+    keeper.custody.look()
+    assert keeper.remembered().keys() == {GPS}
+    keeper.memory().unlink()
+    os.utime(keeper.states, ns=(0, 0))  # as any other time than before: clocks may be coarse
+    keeper.custody.look()
+    assert keeper.remembered().keys() == {GPS}
+
+
 async def test_a_mended_memory_says_what_the_container_was_given(tmp_path: Path) -> None:
     keeper = Keeper(tmp_path)
     port = await keeper.plug("ttyUSB0", "GPS-A7")

@@ -111,7 +111,9 @@ class Effects:
 
     def is_disturbed(self) -> bool:
         """Whether somebody may have deleted what was written, or something could not be."""
-        return bool(self.obstacles) or self._links.is_disturbed()
+        # Each is asked, for each compares with what it saw when it was last asked.
+        disturbed = (self._links.is_disturbed(), self._saving.is_disturbed())
+        return bool(self.obstacles) or any(disturbed)
 
     def mend(self) -> dict[str, str]:
         """Make again what somebody has deleted, or what could not be made.

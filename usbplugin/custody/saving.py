@@ -41,6 +41,10 @@ class Saving:
         if state is not None and not self._store.is_kept(state.id):
             self._unsaved.setdefault(state.id, state)
 
+    def is_disturbed(self) -> bool:
+        """Whether somebody may have deleted what was written."""
+        return self._store.is_disturbed() and bool(self._saved)
+
     def keep_only(self, device_ids: Collection[str]) -> None:
         """Remove the states of devices that are not known any longer."""
         for device_id in self._saved.keys() - device_ids:

@@ -42,6 +42,7 @@ class StateStore:
         self._directory = directory
         self._links = links
         self._token = secrets.token_hex(4)
+        self._seen: tuple[int, int, int] | None = None
         self._complained = False
 
     def load(self) -> list[DeviceState]:
@@ -82,6 +83,14 @@ class StateStore:
     def is_kept(self, device_id: str) -> bool:
         """Whether a device's state is still there."""
         return os.path.exists(f"{self._directory}/{device_id}{_SUFFIX}")  # noqa: PTH110 -- a str
+
+    def is_disturbed(self) -> bool:
+        """Whether the directory is missing, or has changed since the last call, whoever did it."""
+        before, self._seen = self._seen, None
+        with suppress(OSError):
+            status = self._directory.stat()
+            self._seen = status.st_dev, status.st_ino, status.st_mtime_ns
+        return self._seen is None or self._seen != before
 
     def forget(self, device_id: str) -> None:
         """Remove a device's state."""
