@@ -7,7 +7,7 @@ import shutil
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from tests.faults.catalogue import fault
+from tests.faults.catalogue import LOOK, fault
 from tests.faults.rig import CONFIG, SERIAL
 from usbplugin.virtual import EmbeddedKubeletError
 
@@ -71,6 +71,42 @@ async def links_unmounted(rig: Rig, rng: random.Random) -> None:
     rig.link_volume.unmount()
     await _shake(rig, rng)
     rig.link_volume.mount()
+
+
+@fault("state directory deleted")
+async def states_deleted(rig: Rig, rng: random.Random) -> None:
+    shutil.rmtree(rig.state_dir, ignore_errors=True)
+    rig.move_a_cable(rng)
+    await rig.until_remembered(LOOK)
+
+
+@fault("a file in the state directory's place")
+async def state_directory_is_a_file(rig: Rig, rng: random.Random) -> None:
+    shutil.rmtree(rig.state_dir, ignore_errors=True)
+    with suppress(OSError):  # the plugin may have made it anew
+        rig.state_dir.write_text("in the way")
+    await _shake(rig, rng)
+    with suppress(OSError):
+        rig.state_dir.unlink()
+    await rig.until_remembered(LOOK)
+
+
+@fault("state directory read-only", mounts=True)
+async def states_read_only(rig: Rig, rng: random.Random) -> None:
+    await _during(rig.state_volume.read_only(), rig, rng)
+
+
+@fault("state directory full", mounts=True)
+async def states_full(rig: Rig, rng: random.Random) -> None:
+    await _during(rig.state_volume.full(), rig, rng)
+
+
+@fault("state directory unmounted, and another one mounted", mounts=True)
+async def states_unmounted(rig: Rig, rng: random.Random) -> None:
+    rig.state_volume.unmount()
+    await _shake(rig, rng)
+    rig.state_volume.mount()
+    await rig.until_remembered(LOOK)
 
 
 @fault("kubelet's directory read-only", mounts=True, within=10, why=_BACK_OFF)

@@ -255,6 +255,19 @@ class Rig:
             ) from None
         return time.monotonic() - began
 
+    async def until_remembered(self, within: float) -> None:
+        """Wait until a plugin that started now would know of all that the kubelet was told of."""
+        try:
+            async with asyncio.timeout(within):
+                while self._forgotten():  # noqa: ASYNC110 -- nobody tells of a file
+                    await asyncio.sleep(_RETRY)
+        except TimeoutError:
+            raise Broken(f"after {within:g} s no state of {self._forgotten()} is kept") from None
+
+    def _forgotten(self) -> list[str]:
+        listed = self.kubelet.resource(SERIAL).devices
+        return sorted(name for name in listed if not (self.state_dir / f"{name}.json").exists())
+
     # Containers.
 
     async def verify(self, rng: random.Random, within: float) -> None:

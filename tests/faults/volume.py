@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _MARK = "USBPLUGIN_FAULTS_NAMESPACE"
 _SIZE = "512k"
 _INODES = 256
+_MOST_TRIES = 20
 
 
 def enter_namespace() -> None:
@@ -60,11 +61,22 @@ class Volume:
 
     @contextmanager
     def read_only(self) -> Iterator[None]:
-        _run("mount", "-o", "remount,bind,ro", str(self.path))
+        self._freeze()
         try:
             yield
         finally:
             _run("mount", "-o", "remount,bind,rw", str(self.path))
+
+    def _freeze(self) -> None:
+        """Refused as long as a file is open for writing: the plugin's states are, now and then."""
+        for left in reversed(range(_MOST_TRIES)):
+            try:
+                _run("mount", "-o", "remount,bind,ro", str(self.path))
+            except subprocess.CalledProcessError:
+                if not left:
+                    raise
+            else:
+                return
 
     @contextmanager
     def full(self) -> Iterator[None]:
