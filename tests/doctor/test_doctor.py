@@ -228,7 +228,22 @@ async def test_a_missing_kubelet(kubelet_node: WholeNode) -> None:
         path.unlink()
     is_(await run(kubelet.check_kubelet, places), Grade.FAIL, "is not running", "MicroK8s")
     places.pod_resources.unlink(missing_ok=True)
-    is_(await run(kubelet.check_holders, places), Grade.WARN, "no socket at", "--pod-resources")
+    finding = await run(kubelet.check_holders, places)
+    is_(finding, Grade.WARN, f"neither a socket at {places.pod_resources} nor", "--pod-resources")
+    assert "whatever was granted counts as held" in finding.found
+
+
+async def test_without_pod_resources_the_checkpoint_stands_in(kubelet_node: WholeNode) -> None:
+    places = dataclasses.replace(kubelet_node.places, pod_resources=kubelet_node.root / "none")
+    async with kubelet_node.agent():
+        await kubelet_node.kubelet.wait_healthy(SERIAL, {"usb-0403:6001-GPS-A7-if00"})
+        await kubelet_node.kubelet.run_container(SERIAL)
+        finding = await run(kubelet.check_holders, places)
+    is_(finding, Grade.WARN, "checkpoint stands in (1 of our devices held)", "--pod-resources")
+    (places.kubelet_dir / "kubelet_internal_checkpoint").write_text("{")
+    finding = await run(kubelet.check_holders, places)
+    is_(finding, Grade.WARN, "another form than expected", "--pod-resources")
+    assert "whatever was granted counts as held" in finding.found
 
 
 def forbid(monkeypatch: pytest.MonkeyPatch, forbidden: Path) -> None:
@@ -247,8 +262,9 @@ def test_a_socket_that_cannot_be_looked_at_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forbid(monkeypatch, tmp_path)
-    places = Places(pod_resources=tmp_path / "kubelet.sock")
-    is_(kubelet.check_holders(Node(places=places)), Grade.WARN, "no socket at", "--pod-resources")
+    places = Places(kubelet_dir=tmp_path, pod_resources=tmp_path / "kubelet.sock")
+    finding = kubelet.check_holders(Node(places=places))
+    is_(finding, Grade.WARN, "neither a socket at", "--pod-resources")
 
 
 def test_a_check_that_is_denied_access_says_so_and_the_others_go_on(
@@ -281,15 +297,15 @@ def test_directories_that_are_not_shared_with_the_host(tree: Path, tmp_path: Pat
     )
     mount = f"mount the host's {tmp_path} read-write"
     is_(kubelet.check_plugin_directory(node), Grade.FAIL, "the host cannot see it", mount)
-    is_(kubelet.check_links(node), Grade.WARN, "the host cannot see it", mount)
+    mount_links = f"mount a directory of the host read-write at {tmp_path}"
+    is_(kubelet.check_links(node), Grade.FAIL, "the host cannot see it", mount_links)
     is_(kubelet.check_cdi(node), Grade.FAIL, "the host cannot see it", mount)
 
 
 def test_directories_that_cannot_be_used(tmp_path: Path) -> None:
     # Nobody, not even root, can create files in proc.
-    places = Places(kubelet_dir=Path("/proc/self"), link_dir=Path("/proc/self"))
+    places = Places(kubelet_dir=Path("/proc/self"))
     is_(kubelet.check_plugin_directory(Node(places=places)), Grade.FAIL, "cannot write to")
-    is_(kubelet.check_links(Node(places=places)), Grade.WARN, "cannot write to")
     long = tmp_path / ("x" * 100)
     long.mkdir()
     finding = kubelet.check_plugin_directory(Node(places=Places(kubelet_dir=long)))
@@ -299,10 +315,29 @@ def test_directories_that_cannot_be_used(tmp_path: Path) -> None:
 def test_links_and_cdi_that_are_fine(tmp_path: Path) -> None:
     places = Places(link_dir=tmp_path / "later", cdi_dir=tmp_path)
     is_(kubelet.check_links(Node(places=places)), Grade.OK, "serve will create it")
-    is_(kubelet.check_links(Node(places=Places(link_dir=tmp_path))), Grade.OK, "can be created")
+    is_(kubelet.check_links(Node(places=Places(link_dir=tmp_path))), Grade.OK, "can be kept")
+    assert os.listdir(tmp_path) == [], "it only looks"
     is_(kubelet.check_cdi(Node(places=places)), Grade.OK, "no resource")
     config = Config(cdi=True)
     is_(kubelet.check_cdi(Node(places=places, config=config)), Grade.OK, "can be written")
+
+
+def test_links_that_cannot_be_kept(tree: Path, tmp_path: Path) -> None:
+    def check(path: Path) -> Finding:
+        node = grow(tree, {"proc/self/mountinfo": HOST})
+        return kubelet.check_links(dataclasses.replace(node, places=Places(link_dir=path)))
+
+    # Nobody, not even root, can create files in proc.
+    for path in (Path("/proc/self"), Path("/proc/self/later")):
+        finding = check(path)
+        is_(finding, Grade.FAIL, "cannot write to /proc/self: ", "--link-dir")
+        assert "no device can be offered" in finding.found
+    (tmp_path / "file").touch()
+    is_(check(tmp_path / "file"), Grade.FAIL, f"cannot write to {tmp_path}/file: Not a directory")
+    in_pod = f"{POD}\n104 100 0:4 / /proc ro - proc proc rw"
+    node = grow(tree, {"proc/self/mountinfo": in_pod})
+    node = dataclasses.replace(node, places=Places(link_dir=Path("/proc/self")))
+    is_(kubelet.check_links(node), Grade.FAIL, "cannot write to", "must be its path on the host")
 
 
 def test_state_that_can_be_kept(tree: Path, tmp_path: Path) -> None:

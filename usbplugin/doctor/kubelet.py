@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING
 from usbplugin.config import Registration
 from usbplugin.doctor.finding import SEE_SELINUX, Finding, Node, fail, ok, warn
 from usbplugin.errors import DaemonError, KubeletError
-from usbplugin.kubelet import PluginDirectory, PodResources
+from usbplugin.kubelet import Checkpoint, PluginDirectory, PodResources
+from usbplugin.kubelet.checkpoint import FILE_NAME as CHECKPOINT
 from usbplugin.kubelet.probe import kubelet_silence
 from usbplugin.status.client import Daemon, left_in
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 _READY = 200
+_ALL_HELD = "until somebody says who holds devices, whatever was granted counts as held"
+_LABEL = "where SELinux is enforcing, label it container_file_t"
 
 
 def check_plugin_directory(node: Node) -> Finding:
@@ -52,39 +56,70 @@ def check_kubelet(node: Node) -> Finding:
 
 
 def check_holders(node: Node) -> Finding:
-    """Whether the kubelet reports who holds devices."""
-    socket = node.places.pod_resources
-    consequence = "a device that came back elsewhere cannot be told from a free one"
-    pod_resources = PodResources(socket, node.places.own_pod)
+    """Whether the kubelet reports who holds devices, or at least its checkpoint does."""
+    pod_resources = PodResources(node.places.pod_resources, node.places.own_pod)
     if not pod_resources.is_there:
-        return warn(
-            f"no socket at {socket}, so device holders are unknown: {consequence}",
-            f"mount the host's {socket.parent} read-only at the same path"
-            if node.in_container
-            else "start the kubelet, or set its socket with --pod-resources",
-        )
+        return _holders_by_checkpoint(node)
     try:
         held = asyncio.run(pod_resources.list())
     except KubeletError as error:
         return warn(
-            f"{error}; {consequence}",
+            f"{error}; {_ALL_HELD}",
             "run as root, who owns the socket; if our own pod is missing, the kubelet may have only"
             " just started, or --own-pod is wrong",
         )
-    ours = {resource.name for resource in node.config.resources}
-    count = sum(device.resource in ours for device in held)
+    count = _count_ours(node, (device.resource for device in held))
     return ok(f"the kubelet reports device holders: {count} of our devices held")
+
+
+def _holders_by_checkpoint(node: Node) -> Finding:
+    """What the plugin can know of holders without the PodResources socket."""
+    socket = node.places.pod_resources
+    remedy = (
+        f"mount the host's {socket.parent} read-only at the same path"
+        if node.in_container
+        else "start the kubelet, or set its socket with --pod-resources"
+    )
+    checkpoint = Checkpoint(node.places.kubelet_dir / CHECKPOINT)
+    if not checkpoint.is_there:
+        return warn(
+            f"neither a socket at {socket} nor the kubelet's checkpoint in"
+            f" {node.places.kubelet_dir}: {_ALL_HELD}",
+            remedy,
+        )
+    try:
+        replays = checkpoint.read()
+    except KubeletError as error:
+        return warn(f"no socket at {socket}, and {error}; {_ALL_HELD}", remedy)
+    held = (replay.resource for replay in replays for _ in replay.device_ids)
+    return warn(
+        f"no socket at {socket}; the kubelet's checkpoint stands in ({_count_ours(node, held)} of"
+        " our devices held). A pod that has gone may stay in it, and keep its device, until the"
+        " kubelet admits another one",
+        remedy,
+    )
+
+
+def _count_ours(node: Node, resources: Iterable[str]) -> int:
+    ours = {resource.name for resource in node.config.resources}
+    return sum(resource in ours for resource in resources)
 
 
 def check_links(node: Node) -> Finding:
     """Whether links to nodes can be kept where the container runtime finds them."""
     path = node.places.link_dir
-    consequence = "a container restarted after a replug may find its node gone, or another device's"
-    if not path.exists() and not node.in_container:
-        return ok(f"{path} does not exist yet; serve will create it")
-    if problem := _shared_directory_problem(node, path, "--link-dir"):
-        return warn(f"{problem.found}; {consequence}", problem.remedy)
-    return ok(f"links can be created in {path}")
+    remedy = "set another one with --link-dir"
+    if node.in_container:
+        remedy = (
+            f"mount a directory of the host read-write at {path}, which must be its path on the"
+            f" host too; {_LABEL}"
+        )
+        if not node.is_mounted(path):
+            found = f"{path} is the container's own, so the host cannot see it: no container that"
+            return fail(f"{found} is given a device can start", remedy)
+    return (
+        _no_offer_without(path, remedy) or _to_be_made(path) or ok(f"links can be kept in {path}")
+    )
 
 
 def check_state(node: Node) -> Finding:
@@ -92,23 +127,16 @@ def check_state(node: Node) -> Finding:
     path = node.places.state_dir
     remedy = "set another one with --state-dir"
     if node.in_container:
-        remedy = (
-            f"mount a directory of the host read-write at {path}; where SELinux is enforcing, label"
-            " it container_file_t"
-        )
-    there = next(place for place in (path, *path.parents) if place.exists())
-    if error := _obstacle(there):
-        found = f"cannot write to {there}: {error.strerror}; no device can be offered"
-        return fail(found, remedy + _or_root())
+        remedy = f"mount a directory of the host read-write at {path}; {_LABEL}"
+    if problem := _no_offer_without(path, remedy):
+        return problem
     if node.in_container and not node.is_mounted(path):
         found = f"{path} is the container's own: what was granted is forgotten when it ends"
         return warn(found, remedy)
     if node.is_in_memory(path):
         found = f"{path} is in memory: what was granted is forgotten when the node reboots"
         return warn(found, remedy)
-    if there != path:
-        return ok(f"{path} does not exist yet; serve will create it")
-    return ok(f"state can be kept in {path}")
+    return _to_be_made(path) or ok(f"state can be kept in {path}")
 
 
 def check_cdi(node: Node) -> Finding:
@@ -154,6 +182,22 @@ def _shared_directory_problem(node: Node, path: Path, flag: str) -> Finding | No
     if error := _obstacle(path):
         return fail(f"cannot write to {path}: {error.strerror}", remedy + _or_root())
     return None
+
+
+def _no_offer_without(path: Path, remedy: str) -> Finding | None:
+    """Why a directory that devices are not offered without cannot be written; None if it can.
+
+    ``serve`` makes it if it is missing, so the nearest parent that exists decides.
+    """
+    there = next(place for place in (path, *path.parents) if place.exists())
+    if error := _obstacle(there):
+        found = f"cannot write to {there}: {error.strerror}; no device can be offered"
+        return fail(found, remedy + _or_root())
+    return None
+
+
+def _to_be_made(path: Path) -> Finding | None:
+    return None if path.exists() else ok(f"{path} does not exist yet; serve will create it")
 
 
 def _obstacle(directory: Path) -> OSError | None:
