@@ -136,10 +136,18 @@ async def test_events_of_the_past_are_lines_for_people(node: Node) -> None:
         assert f"  ready       {GPS}  /dev/pts/" in ready
         assert "(was ready; " in unplugged
         assert "is gone)" in unplugged
-    # Where no daemon runs, what is here is all the past there is.
+    # Looked at directly, what is here is all the past there is.
     node.bus.replug("ttyUSB0")
     shown = await output("events", "--no-udev", "--device-dir", str(node.device_dir))
     assert f"  ready       {GPS}  " in shown
+
+
+async def test_without_a_daemon_nobody_knows_what_happened(tmp_path: Path) -> None:
+    async with command("events", "--link-dir", str(tmp_path)) as process:
+        out, error = await asyncio.wait_for(process.communicate(), 20)
+        assert (process.returncode, out) == (1, b"")
+    assert f"no daemon runs here with --link-dir {tmp_path}" in error.decode()
+    assert "--follow" in error.decode()
 
 
 async def test_following_ends_with_an_error_when_the_daemon_does(node: Node) -> None:

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 
 from usbplugin.commands import flags
 from usbplugin.commands.command import Command
+from usbplugin.errors import DaemonError
 
 if TYPE_CHECKING:
     import argparse
 
     from usbplugin.status.client import Document
+
+_NOTHING = "No events yet. --follow waits for them."
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +41,7 @@ def _run(options: argparse.Namespace) -> int:
     for event in past:
         _print_event(event, as_json=options.json)
     if not past:
-        print("No events yet.", file=sys.stderr)
+        print(_NOTHING, file=sys.stderr)
     return 0
 
 
@@ -58,8 +61,16 @@ def event_line(event: Document) -> str:
 
 
 async def _past(options: argparse.Namespace) -> list[Document]:
-    from usbplugin.commands.view import view_of
+    from usbplugin.commands.view import daemon_of, view_of
 
+    if daemon := await daemon_of(options):
+        return await daemon.past()
+    if not options.direct:
+        raise DaemonError(
+            f"no daemon runs here with --link-dir {options.link_dir}, so nobody has kept a record"
+            " of what happened; --follow shows what happens from now on, and usbplugin list what"
+            " is here"
+        )
     async with AsyncExitStack() as exits:
         view = await view_of(options, exits)
         return await view.past()
