@@ -94,6 +94,17 @@ def test_a_port_whose_number_another_source_has_says_so() -> None:
         ]
 
 
+def test_a_port_whose_place_another_one_has_says_so() -> None:
+    for rule in (FTDI, MODEM):
+        inventory = Inventory([rule])
+        inventory.apply([all_ports(usb_port("ttyUSB0"), usb_port("ttyUSB1"))], 0.0)
+        inventory.apply([], now=HealthPolicy().group_settle)
+        assert about(shown(inventory, rule)) == [
+            ("/dev/ttyUSB1", "ready", ""),
+            ("/dev/ttyUSB0", "", "another port is at its place"),
+        ]
+
+
 def test_a_scan_shows_a_device_of_several_ports_at_once() -> None:
     assert about(scan([Here(*MODEM_PORTS)], [MODEM])) == [
         ("/dev/ttyUSB0", "ready", ""),

@@ -35,6 +35,7 @@ def rows(
     """
     found: list[Row] = []
     listed = set()
+    places = set()
     for device in devices:
         about = {
             "id": device.id,
@@ -47,12 +48,18 @@ def rows(
         if device.health is not Health.UNPLUGGED:
             # An unplugged device's node may belong to another port by now.
             listed |= {(port.node, fingerprint(port)) for port in device.ports}
+            places |= {fingerprint(port) for port in device.ports}
         # A device known only because a pod holds it has no ports, but still gets a row.
         found += [about | _port(port) for port in device.ports or (None,)]
     ports = list(ports)
     alike = Counter(port.number for port in ports)
     return found + [
-        _unlisted(port, rules, is_only=alike[port.number] == 1)
+        _unlisted(
+            port,
+            rules,
+            has_own_number=alike[port.number] == 1,
+            has_own_place=fingerprint(port) not in places,
+        )
         for port in ports
         if (port.node, fingerprint(port)) not in listed
     ]
@@ -64,17 +71,21 @@ def moment(seconds: float) -> str:
     return text.replace("+00:00", "Z")
 
 
-def _unlisted(port: Port, rules: Sequence[ResourceRule], *, is_only: bool) -> Row:
+def _unlisted(
+    port: Port, rules: Sequence[ResourceRule], *, has_own_number: bool, has_own_place: bool
+) -> Row:
     settling = port.readiness is Readiness.SETTLING
     rule = first_match(rules, port)
     if settling:
         reason = "udevd has not finished with it"
     elif rule is None:
         reason = "no resource selects it"
-    elif rule.unit is Unit.USB_DEVICE and is_only:
+    elif not has_own_number:
+        reason = "another port has its device number"
+    elif rule.unit is Unit.USB_DEVICE and has_own_place:
         reason = "waiting for its device's other ports"
     else:
-        reason = "another port has its device number"
+        reason = "another port is at its place"
     return {
         "id": "",
         "resource": rule.name if rule else "",
