@@ -640,6 +640,23 @@ async def test_what_happens_to_a_device_is_logged_as_loudly_as_it_matters(
     assert "holds it as usbplugin/serial" in last["reason"]
 
 
+async def test_a_device_is_not_forgotten_for_the_reason_it_was_held_back_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    keeper = Keeper(tmp_path)
+    await keeper.plug("ttyUSB0", "GPS-A7")
+    await keeper.allocate(GPS)
+    await keeper.hold(POD)
+    await keeper.reconfigure(Offer(OTHER, shares=2))
+    await keeper.reconfigure()
+    assert keeper.device().health is Health.RETIRED
+    await keeper.hold(asked_at=LATER)
+    (forgotten,) = (r for r in caplog.records if r.message == "device forgotten")
+    assert forgotten.fields["before"] == "retired"  # type: ignore[attr-defined]
+    assert "reason" not in forgotten.fields  # type: ignore[attr-defined]
+
+
 async def test_a_link_that_could_not_be_removed_is_removed_later(tmp_path: Path) -> None:
     keeper = Keeper(tmp_path)
     port = await keeper.plug("ttyUSB0", "GPS-A7")

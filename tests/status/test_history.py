@@ -37,6 +37,7 @@ async def test_an_event_says_what_happened() -> None:
     assert first.nodes == ("/dev/ttyUSB0",)
     assert (second.event, second.before, second.reason) == ("unplugged", "ready", "pulled")
     assert (third.event, third.after) == ("forgotten", None)
+    assert third.reason == "", "that of its last state is no reason to forget it"
     assert first.time.endswith("Z")
 
 

@@ -32,7 +32,7 @@ def log_changes(changes: Sequence[Change]) -> None:
                 resource=device.resource,
                 nodes=device.nodes,
                 numbers=[str(port.number) for port in device.ports],
-                reason=device.reason,
+                reason=change.reason,
                 before=change.before.value if change.before else "new",
                 holders=device.holders,
                 udevd=sorted({port.readiness.name.lower() for port in device.ports}),

@@ -63,6 +63,11 @@ class Change(msgspec.Struct, frozen=True):
     after: Health | None
     """None if the device is no longer remembered."""
 
+    @property
+    def reason(self) -> str:
+        """Why the device is as it is now; empty if it is not remembered any longer."""
+        return self.device.reason if self.after is not None else ""
+
 
 class DeviceState(msgspec.Struct, frozen=True, omit_defaults=True):
     """What has to be known of a device after a restart of the plugin, or of the node."""

@@ -80,7 +80,7 @@ class History:
                     resource=device.resource,
                     before=change.before.value if change.before else None,
                     after=change.after.value if change.after else None,
-                    reason=device.reason,
+                    reason=change.reason,
                     nodes=device.nodes,
                     holders=device.holders,
                 )
