@@ -99,7 +99,7 @@ def test_a_holder_alone_makes_a_device_known() -> None:
     assert replay.device().reason == "held by a pod, but not seen since the plugin started"
     assert replay(present(usb_port())) == {A: Health.DISPLACED}
     assert replay.device().reason == (
-        "default/gps/main holds it, but nobody knows what the container was given: delete the pod"
+        "held by default/gps/main, but nobody knows what the container was given: delete the pod"
     )
     assert replay.hold() == {A: Health.READY}
 

@@ -356,7 +356,7 @@ def test_a_held_device_of_which_nobody_knows_what_was_given_is_refused() -> None
     node.ask()
     assert node.health == {A: Health.DISPLACED}
     assert node.reason() == (
-        f"{POD} holds it, but nobody knows what the container was given: delete the pod"
+        f"held by {POD}, but nobody knows what the container was given: delete the pod"
     )
     node.take()
     assert node.health == {A: Health.READY}
@@ -401,7 +401,7 @@ def test_the_kubelets_own_notes_say_what_was_given() -> None:
     node.ask()
     assert node.health == {A: Health.DISPLACED}
     assert node.reason() == (
-        f"nobody knows any longer with which numbers the container of {POD} runs: restart it"
+        f"held by {POD}, but nobody knows which device numbers the container has: restart it"
     )
     node.start()
     assert node.health == {A: Health.READY}

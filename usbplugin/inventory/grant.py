@@ -107,4 +107,4 @@ class Holding:
     @property
     def who(self) -> str:
         """Its holders, for people."""
-        return ", ".join(self.holders) or "a pod that the kubelet has not named yet"
+        return ", ".join(self.holders) or "a pod (not yet named by the kubelet)"

@@ -10,7 +10,7 @@ from usbplugin.discovery.identity import Fingerprint, Unit, descriptors, fingerp
 from usbplugin.inventory.health import Health, HealthPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from usbplugin.discovery import Port
     from usbplugin.inventory.grant import Holding
@@ -172,17 +172,16 @@ class Record:
 
     def _displacement(self, holdings: Collection[Holding]) -> str:
         """Why whoever holds it has not what is offered here; empty if there is no reason."""
-        if unknown := [holding.who for holding in holdings if holding.grant is None]:
+        if unknown := _names(holding for holding in holdings if holding.grant is None):
             return (
-                f"{', '.join(unknown)} holds it, but nobody knows what the container was given:"
-                " delete the pod"
+                f"held by {unknown}, but nobody knows what the container was given: delete the pod"
             )
         if not self.rule.checks_starts:
             return ""
-        if unsure := [h.who for h in holdings if h.grant is not None and h.grant.is_unsure]:
+        if unsure := _names(h for h in holdings if h.grant is not None and h.grant.is_unsure):
             return (
-                f"nobody knows any longer with which numbers the container of {', '.join(unsure)}"
-                " runs: restart it"
+                f"held by {unsure}, but nobody knows which device numbers the container has:"
+                " restart it"
             )
         moved = {
             f"{port.node} is {port.number} now, its container has {given.number}": None
@@ -210,3 +209,8 @@ class Record:
     def claims(self) -> list[Fingerprint]:
         """What its ports have said of themselves."""
         return [descriptors(port, self.rule.unit) for port in self.ports.values()]
+
+
+def _names(holdings: Iterable[Holding]) -> str:
+    """Who has these, for people, each once."""
+    return ", ".join(dict.fromkeys(holding.who for holding in holdings))
