@@ -1,7 +1,7 @@
 """Whom ``list`` and ``events`` ask: the daemon of this node, or the hardware itself.
 
 The daemon knows who holds what and what has happened; where none runs, or flags say where to look,
-the hardware is looked at directly. Only the past cannot be seen there, unless that is asked for.
+the hardware is looked at directly, which tells nothing of the past.
 """
 
 from __future__ import annotations
