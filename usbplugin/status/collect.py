@@ -42,7 +42,9 @@ def of_devices(devices: Collection[Device], resources: Iterable[str]) -> list[Re
         Readings(catalogue.DEVICES, states),
         Readings(catalogue.DEVICES_HELD, held),
         Readings(catalogue.DEVICE_INFO, {_info(device): 1 for device in devices}),
-        Readings(catalogue.DEVICE_READY, {key: d.health.is_usable for key, d in keys}),
+        Readings(
+            catalogue.DEVICE_READY, {key: d.health.is_usable for key, d in keys if _is_due(d)}
+        ),
         Readings(catalogue.DEVICE_HOLDERS, {key: len(d.holders) for key, d in keys}),
     ]
 
@@ -85,6 +87,11 @@ def of_sessions(sessions: Iterable[Session]) -> list[Readings]:
             {(s.resource,): s.plugin.left_out if s.plugin else 0 for s in sessions},
         ),
     ]
+
+
+def _is_due(device: Device) -> bool:
+    """Whether it ought to be ready: one that is not offered any more is as it should be."""
+    return device.health is not Health.RETIRED
 
 
 def _health(health: Health) -> str:

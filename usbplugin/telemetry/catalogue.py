@@ -47,7 +47,7 @@ DEVICE_INFO = Metric(
 DEVICE_READY = Metric(
     "usbplugin_device_ready",
     _GAUGE,
-    "Whether the device can be allocated now.",
+    "Whether the device can be allocated now; absent while it is retired.",
     ("resource", "device"),
 )
 DEVICE_HOLDERS = Metric(
