@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import configparser
 import json
 import re
@@ -113,6 +114,45 @@ def test_the_table_of_rooms_is_the_layers_of_the_contracts() -> None:
 def test_tables_of_states_have_every_health(page: str, heading: str, unlisted: set[str]) -> None:
     listed = set(first_cells(ROOT / "docs" / page, heading))
     assert listed ^ {health.value for health in Health} == unlisted
+
+
+REFUSALS = ("admission.py", "starting.py", "links.py", "state.py")
+"""The modules of custody that say why a container must not start."""
+OF_THE_KUBELET = {"endpoint ... has been stopped"}
+
+
+def refusals(module: Path) -> set[str]:
+    """The texts that functions return, with dots for what is filled in."""
+    texts = {
+        "".join(
+            f"{{{ast.unparse(part.value)}}}"
+            if isinstance(part, ast.FormattedValue)
+            else str(getattr(part, "value", ""))
+            for part in node.value.values
+        )
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.Return) and isinstance(node.value, ast.JoinedStr)
+    }
+    held_back = [health.value for health in Health if not health.may_start]
+    spelt_out = {
+        text.replace("{device.health.value}", health) for text in texts for health in held_back
+    }
+    plain = {re.sub(r"\{[^}]*\}", "...", text) for text in spelt_out}
+    return {text for text in plain if re.search("[a-z]", text)}
+
+
+def test_the_table_of_refused_starts_has_them_all() -> None:
+    heading = "## A container is not started: CreateContainerConfigError"
+    cells = first_cells(ROOT / "docs/operations.md", heading)
+    listed = {text for cell in cells for text in re.findall("`([^`]+)`", cell)} - OF_THE_KUBELET
+    folder = Path(usbplugin.__file__).parent / "custody"
+    said = {text for name in REFUSALS for text in refusals(folder / name)}
+    told = {
+        text: {one for one in said if re.search(".*".join(map(re.escape, text.split("..."))), one)}
+        for text in listed
+    }
+    assert [text for text, ones in told.items() if not ones] == [], "nothing says that any more"
+    assert said - set().union(*told.values()) == set(), "no row says what to do"
 
 
 def test_every_make_target_shown_exists() -> None:

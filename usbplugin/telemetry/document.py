@@ -20,7 +20,8 @@ page is generated from the code (`make docs`).
 All labels are bounded. `resource` and `source` are the operator's; `device` is an ID the inventory
 lists: those of the devices present, and of at most 256 unplugged ones (those that a pod holds count
 too, but are never dropped). The others take one of a few values. Counters start at zero, so they
-are there from the beginning. Strings that devices report are escaped and on one line, as everywhere.
+are there from the beginning. Strings that devices report are escaped and on one line, as
+everywhere.
 
 `deploy/monitoring/` has dashboards and alert rules that use these metrics.
 """
