@@ -2,7 +2,7 @@
 
 An order is kept: what a path leads to is changed before a front hears of a device, and what a
 container is given is on disk before the kubelet gets its answer. What could not be written is part
-of the truth: such a device is neither announced, granted nor started.
+of the truth: such a device is listed as Unhealthy, and neither granted nor started.
 """
 
 from __future__ import annotations

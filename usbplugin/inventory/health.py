@@ -16,7 +16,8 @@ class Health(Enum):
     INCOMPLETE = "incomplete"
     """Some of its ports are there, others are not."""
     BROKEN = "broken"
-    """A node is present, but is not the device that sysfs says it is."""
+    """A node is present, but is not the device that sysfs says it is, or does not answer; or what
+    has to be on disk before it is offered cannot be written."""
     FLAPPING = "flapping"
     """It came and went too often; it is given time to calm down."""
     CONTESTED = "contested"
