@@ -301,7 +301,7 @@ class Agent:
             self._unheard -= {fact.source for fact in facts if isinstance(fact, AllPorts)}
             if not self._unheard:
                 self._heard.set()
-            self._show_readiness()
+                self._show_readiness()
 
     def _publish(self, snapshot: Snapshot, noticed: float | None) -> None:
         self._front.publish(snapshot, noticed)
