@@ -5,25 +5,31 @@ An exec probe can read it for the price of a grep. A file would outlive a proces
 
 from __future__ import annotations
 
+import ctypes
 import logging
-from pathlib import Path
+import os
 
 from usbplugin.telemetry.logs import fields
 
 _log = logging.getLogger(__name__)
 
-_COMM = Path("/proc/self/comm")
-"""At most 15 bytes of it are kept (proc(5))."""
+_PR_SET_NAME = 15
+"""prctl(2). It works where /proc is mounted read-only, as writing /proc/self/comm does not."""
 READY = "usbplugin:ready"
+"""At most 15 bytes of a name are kept."""
 NOT_READY = "usbplugin:wait"
 
 
 class Title:
-    """Shows readiness; does nothing when that has not changed."""
+    """Shows readiness; does nothing when that has not changed.
+
+    A name is the calling thread's, and the process has that of its main thread: call `show` there.
+    """
 
     def __init__(self) -> None:
         """Show nothing yet."""
         self._shown = ""
+        self._prctl = ctypes.CDLL(None, use_errno=True).prctl
 
     def show(self, *, is_ready: bool) -> None:
         """Name the process accordingly."""
@@ -31,10 +37,8 @@ class Title:
         if title == self._shown:
             return
         self._shown = title
-        try:
-            _COMM.write_text(title, encoding="ascii")
-        except OSError as error:
+        if self._prctl(_PR_SET_NAME, title.encode("ascii"), 0, 0, 0):
             _log.warning(
                 "cannot name the process; a probe that reads its name will not find it ready",
-                extra=fields(file=_COMM, error=error),
+                extra=fields(name=title, error=os.strerror(ctypes.get_errno())),
             )
