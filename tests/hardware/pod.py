@@ -77,7 +77,7 @@ class DaemonSetPod:
         assert not security["allowPrivilegeEscalation"]
         assert security["readOnlyRootFilesystem"]
         assert not self._spec["hostNetwork"]
-        assert self._spec["hostUsers"]
+        assert self._spec.get("hostUsers", True)
 
     def command(self, command: Sequence[str], root: Path) -> list[str]:
         """Wrap a command; ``root`` is an empty directory where its root file system is put."""
