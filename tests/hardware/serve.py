@@ -68,9 +68,12 @@ class HardwareNode(BareNode):
         known = {message.endpoint for message in log.messages}
         process = Process(command)
         try:
-            await self.kubelet.wait_for(
-                lambda: any(message.endpoint not in known for message in log.messages), TIMEOUT
-            )
+            try:
+                await self.kubelet.wait_for(
+                    lambda: any(message.endpoint not in known for message in log.messages), TIMEOUT
+                )
+            except TimeoutError as error:
+                raise TimeoutError(f"{error}\n{process.log()}") from None
             yield process
         finally:
             process.kill()

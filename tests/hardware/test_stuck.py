@@ -128,7 +128,7 @@ async def test_one_that_hangs_as_it_comes_back_is_unhealthy_and_said_to_hang(
         device.unplug(wait=False)
         await node.healthy()
         with stuck_on_arrival(device):
-            await process.wait_for_log("does not answer", within=2)
+            await process.wait_for_log("does not answer", within=TIMEOUT)
             assert node.states() == {MINE: False}
             with pytest.raises(CreateContainerConfigError):
                 await container.restart()
@@ -144,7 +144,7 @@ async def test_one_that_hangs_from_the_start_keeps_nobody_waiting(
     with stuck_on_arrival(device):
         async with node.serve() as process:
             await node.healthy(OTHER)
-            await process.wait_for_log("does not answer", within=2)
+            await process.wait_for_log("does not answer", within=TIMEOUT)
             await node.kubelet.run_container(SERIAL)
     async with node.serve():
         await node.healthy(MINE, OTHER)
