@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.node import SERIAL
+from usbplugin.discovery.udev import UdevTiming
 
 from .pod import without_udev
 from .serve import TIMEOUT, acm_id
@@ -69,18 +71,23 @@ async def links(node: HardwareNode, device_id: str) -> list[str]:
 async def test_udevd_restarted_between_plug_and_unplug(
     gadget: GadgetFactory, node: HardwareNode, udevd: Udevd
 ) -> None:
+    """No entry of a device that left unseen is waited for, or taken for the one that comes."""
     device = gadget(serial=b"MINE")
     async with node.serve() as process:
-        for how in (signal.SIGTERM, signal.SIGKILL):
+        for how in (signal.SIGTERM, signal.SIGKILL, None):
+            complaints = process.log().count(NOT_IN_TIME)
+            plugged = time.monotonic()
             device.plug()
+            took = time.monotonic() - plugged
             await node.healthy(acm_id("MINE"))
-            udevd.stop(how)
-            device.unplug()
-            await node.healthy()
-            udevd.start()
-        device.plug(wait=False)
-        await node.healthy(acm_id("MINE"))
-        assert NOT_IN_TIME not in process.log()
+            # On a machine that is busy, udevd itself may need longer than it is waited for.
+            if took < UdevTiming().settle_deadline:
+                assert process.log().count(NOT_IN_TIME) == complaints
+            if how is not None:
+                udevd.stop(how)
+                device.unplug()
+                await node.healthy()
+                udevd.start()
 
 
 async def test_udevd_starts_while_the_plugin_runs(
