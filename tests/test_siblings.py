@@ -253,6 +253,7 @@ async def test_version_0_1_takes_over_and_its_end_is_noticed(node: Node) -> None
             await process.wait_for_log("standing by")
             await node.kubelet.admit(SERIAL, device_ids=[GPS], pod="of-old")
             assert old.allocated == [GPS]
+            assert "beginning a new generation" not in process.log(), "it is there still"
         await until_registered(node, process, times=2)
         assert longest_gap(node, began) < LONGEST_GAP
         await node.kubelet.run_container(SERIAL, device_ids=[ZIGBEE])

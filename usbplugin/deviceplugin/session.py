@@ -202,14 +202,14 @@ class Session:
             self._enter(State.REGISTERING)
             self._repeats = True
             while self._repeats and await self._register(this):
-                mark_registered(path)
+                since = mark_registered(path)
                 await self._custody.take_charge(self.resource)
-                if newer := await self._until_over(this):
+                if newer := await self._until_over(this, since):
                     plugin.fall_silent()
                     mark_standing_by(path)
-                    await self._stand_by(newer, path, lambda: self._loss(this))
+                    await self._stand_by(newer, since, lambda: self._loss(this))
 
-    async def _until_over(self, this: Generation) -> tuple[Sibling, ...]:
+    async def _until_over(self, this: Generation, since: int | None) -> tuple[Sibling, ...]:
         """Follow a registered generation, and return once that is not enough any more.
 
         Returns:
@@ -222,13 +222,13 @@ class Session:
         _log.info("registered", extra=fields(resource=self.resource, socket=this.path.name))
         self._enter(State.REGISTERED)
         self._repeats = False
-        before = self._siblings.look(this.path)
+        before = self._siblings.look(since)
         self._had_company = self._stood_by or bool(before.alive)
         self._stood_by = False
         silent: frozenset[object] = frozenset()
         while not self._closing:
             self._wake.clear()
-            view = self._siblings.look(this.path)
+            view = self._siblings.look(since)
             if view.silent - silent:
                 silent = view.silent
                 this.plugin.repeat()  # their last word may have come after ours
@@ -286,14 +286,14 @@ class Session:
     async def _stand_by(
         self,
         newer: Sequence[Sibling],
-        path: Path | None = None,
+        since: int | None = None,
         loss: Callable[[], str] = lambda: "",
     ) -> None:
         """Leave the resource to newer instances until they have ended.
 
         Args:
             newer: Those that are registered.
-            path: The socket of a generation of ours whose stream is open still, if there is one.
+            since: When a generation of ours registered whose stream is open still, if there is one.
             loss: Says why that is of no use any more; empty if it may be.
         """
         self._enter(State.STANDING_BY)
@@ -306,7 +306,7 @@ class Session:
             if reason := loss():
                 self._over(reason)
                 return
-            if not self._siblings.look(path).newer:
+            if not self._siblings.look(since).newer:
                 self._over("the newer instance has ended")
                 return
             await self._wake.wait()

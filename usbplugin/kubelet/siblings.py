@@ -133,14 +133,13 @@ class Siblings:
         """Whether one of them is registered."""
         return any(one.is_registered for one in self.all())
 
-    def look(self, own_socket: Path | None) -> View:
+    def look(self, since: int | None) -> View:
         """See who is there, and follow those that matter.
 
         Args:
-            own_socket: On which we are registered ourselves; None if we are not. Version 0.1 takes
-                a resource over whenever it registers.
+            since: When we registered, as ``mark_registered`` says; None if we are not registered.
+                Version 0.1 takes a resource over whenever it registers.
         """
-        own = _changed_at(own_socket) if own_socket is not None else None
         alive = []
         self._silent &= (paths := set(self._paths()))
         for path in sorted(paths):
@@ -158,10 +157,10 @@ class Siblings:
                     silent.add((one.path, one.changed_at))
                 elif one.is_registered:
                     self._follow(one.path, _change(one))
-                    displaces_us |= own is not None and one.changed_at > own
+                    displaces_us |= since is not None and one.changed_at > since
                 continue
             # Version 0.1 registers soon after its socket was made, to which this time belongs.
-            is_later = own is not None and one.changed_at >= own
+            is_later = since is not None and one.changed_at >= since
             self._follow(one.path, _vigil(one))
             if one.is_registered and (one.instance is not None or is_later):
                 newer.append(one)
@@ -208,9 +207,14 @@ class Siblings:
             self._on_change()
 
 
-def mark_registered(path: Path) -> None:
-    """Let siblings see that the kubelet has accepted this socket."""
+def mark_registered(path: Path) -> int | None:
+    """Let siblings see that the kubelet has accepted this socket.
+
+    Returns:
+        Since when it is so: nanoseconds of the file system's clock. None if the socket is gone.
+    """
     _mark(path, _REGISTERED)
+    return _changed_at(path)
 
 
 def mark_standing_by(path: Path) -> None:
