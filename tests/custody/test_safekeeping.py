@@ -732,14 +732,14 @@ class Stuck(Eyes):
 async def test_a_device_that_hangs_holds_up_nothing_but_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(admission, "LOOK_TIMEOUT", 0.05)
+    monkeypatch.setattr(admission, "LOOK_TIMEOUT", 0.5)
     eyes = Stuck()
     keeper = Keeper(tmp_path, eyes=eyes)
     await keeper.plug("ttyUSB0", "GPS-A7")
     await keeper.plug("ttyUSB1", "SENSOR", "/dev/zero")
     assert await keeper.allocate(GPS) == await keeper.allocate(SENSOR) == ""
     for _ in range(200):
-        assert await keeper.pre_start(GPS) == f"{GPS} does not answer: it was looked at for 0.05 s"
+        assert await keeper.pre_start(GPS) == f"{GPS} does not answer: it was looked at for 0.5 s"
         assert await keeper.pre_start(SENSOR) == ""
     assert eyes.looks == 1, "one thread that hangs is enough"
     eyes.answers.set()
