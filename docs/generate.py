@@ -1,7 +1,8 @@
-"""Write what documentation can be derived from the configuration's types.
+"""Write what can be derived from the configuration's types.
 
-Usage: ``python docs/generate.py [ROOT]``. Writes ``deploy/config.schema.json`` and the reference
-part of ``docs/configuration.md`` below ROOT (default: this checkout). A test compares.
+Usage: ``python docs/generate.py [ROOT]``. Writes ``deploy/config.schema.json``, what the Helm
+chart's schema says of ``config``, and the reference part of ``docs/configuration.md`` below ROOT
+(default: this checkout). A test compares.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from usbplugin.inventory import Selector
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- generated: make docs -->", "<!-- end of what is generated -->"
 SCHEMA = "deploy/config.schema.json"
+CHART_SCHEMA = "deploy/helm/usbplugin/values.schema.json"
 PAGE = "docs/configuration.md"
 
 SECTIONS = (
@@ -81,6 +83,20 @@ def schema() -> str:
                 attribute_docs(struct)[field.name]
             )
     return json.dumps(_without_null(document), indent=2) + "\n"
+
+
+def chart_schema() -> str:
+    """The schema of the chart's values, with the configuration's in it: Helm follows no links."""
+    document = json.loads((ROOT / CHART_SCHEMA).read_text())
+    document["$defs"] = json.loads(schema())["$defs"]
+    document["properties"]["config"] = {
+        "description": "The configuration; usbplugin check looks at more than types.",
+        "allOf": [
+            {"$ref": "#/$defs/Config"},
+            {"properties": {"resources": {"minItems": 1}}},
+        ],
+    }
+    return json.dumps(document, indent=2) + "\n"
 
 
 def _without_null(part: object) -> object:
@@ -187,6 +203,7 @@ def generate(root: Path, page: str) -> dict[Path, str]:
     _, _, after = rest.partition(END)
     return {
         root / SCHEMA: schema(),
+        root / CHART_SCHEMA: chart_schema(),
         root / PAGE: f"{before}{BEGIN}\n{reference()}\n{END}{after}",
     }
 

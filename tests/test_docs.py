@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import usbplugin
-from usbplugin.config import parse
+from usbplugin.config import parse, warnings
 from usbplugin.inventory import Health
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +29,8 @@ def name_of(page: Path) -> str:
 
 def test_what_is_generated_is_current(tmp_path: Path) -> None:
     subprocess.run([sys.executable, ROOT / "docs/generate.py", tmp_path], check=True)
-    for path in ("deploy/config.schema.json", "docs/configuration.md"):
+    schemas = ("deploy/config.schema.json", "deploy/helm/usbplugin/values.schema.json")
+    for path in (*schemas, "docs/configuration.md"):
         assert (tmp_path / path).read_text() == (ROOT / path).read_text(), "run make docs"
 
 
@@ -59,7 +60,7 @@ def test_every_configuration_shown_is_valid() -> None:
     ]
     assert len(shown) >= 2
     for text in shown:
-        assert parse(text.encode()).warnings() == []
+        assert warnings(parse(text.encode())) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -82,8 +82,8 @@ async def test_a_text_that_is_being_written_is_not_applied(
     refusals = [str(vars(record)["fields"]["reason"]) for record in caplog.records]
     assert {record.levelno for record in caplog.records} == {logging.ERROR}
     assert refusals[0] == refusals[1] == f"{file}: {EMPTY}"
-    assert refusals[2] == f"{file}: resources: expected a list, found nothing"
-    assert refusals[3].startswith(f"{file}: not valid YAML")
+    assert refusals[2] == f"{file}: line 2, column 11: resources: expected a list, found nothing"
+    assert refusals[3].startswith(f"{file}: line 5, column 1: not valid YAML")
 
 
 async def test_the_same_text_again_counts_after_one_that_was_refused(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -113,8 +115,33 @@ def test_check_shows_what_is_selected_and_what_is_not(
     assert main(["check", str(config), "--no-udev", "--device-dir", str(bus.directory)]) == 0
     shown = capsys.readouterr().out
     assert f"{config}: valid; resources: a/zigbee" in shown
-    assert "usb-10c4:ea60-ZB1-if00" in shown
+    assert "a/zigbee       1 device: usb-10c4:ea60-ZB1-if00\n" in shown
+    assert "(no resource)  1 port that nothing selects\n" in shown
     assert f"{bus.ports()[1].node}: no resource selects it" in shown
+
+
+def test_check_names_each_resource_and_reads_standard_input(
+    bus: VirtualBus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(5):
+        bus.plug(f"ttyUSB{number}", Descriptors(vendor_id="10c4", product_id="ea60", serial="Z"))
+    text = """
+resources:
+- {name: a/gps, selectors: [{vendor: "1546"}]}
+- {name: a/all}
+"""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert main(["check", "-", "--no-udev", "--device-dir", str(bus.directory)]) == 0
+    shown = capsys.readouterr().out
+    assert "standard input: valid; resources: a/gps, a/all\n" in shown
+    assert "a/gps  matches nothing here\n" in shown
+    assert re.search(r"a/all  5 devices: \S+, \S+, \S+ and 2 more\n", shown)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"resources: []")))
+    assert main(["check", "-"]) == 2
+    assert capsys.readouterr().err == (
+        "usbplugin: standard input: line 1, column 12: resources: expected at least one resource,"
+        " found none\n"
+    )
 
 
 def test_check_of_a_bad_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,7 +149,9 @@ def test_check_of_a_bad_file(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     config.write_text("resources: [{name: a/b, oops: 1}]")
     assert main(["check", str(config)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"usbplugin: {config}: resources[0]: unknown key 'oops'")
+    assert line.startswith(
+        f"usbplugin: {config}: line 1, column 25: resources[0]: unknown key 'oops'"
+    )
 
 
 def test_check_of_a_good_file_where_nothing_can_be_discovered(

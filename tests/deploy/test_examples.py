@@ -8,7 +8,7 @@ from tests.deploy.documents import supported_versions
 from tests.deploy.manifests import DEPLOY, containers, load, pod_specs, requested
 from tests.deploy.tools import module
 from usbplugin import __version__
-from usbplugin.config import parse
+from usbplugin.config import parse, warnings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +29,7 @@ def test_the_schemas_of_the_oldest_and_the_newest_kubernetes(path: Path) -> None
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.name)
 def test_what_is_requested_is_configured(path: Path) -> None:
     config = parse((EXAMPLES / "config.yaml").read_bytes())
-    assert config.warnings() == []
+    assert warnings(config) == []
     specs = list(pod_specs(load(path.read_text("utf-8"))))
     assert specs
     for spec in specs:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -23,6 +23,9 @@ from tests.deploy.tools import output, program
 from usbplugin import __version__
 from usbplugin.config import Config, parse
 from usbplugin.foundation.places import Places
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,9 @@ def test_the_schema_knows_every_value() -> None:
     check(values, schema)
 
 
+RESOURCE, SELECTOR = "config.resources[0].name=a/b", "config.resources[0].selectors[0]"
+
+
 @pytest.mark.parametrize(
     ("setting", "complaint"),
     [
@@ -66,6 +72,12 @@ def test_the_schema_knows_every_value() -> None:
         ("stateDir=relative", "/stateDir"),
         ("stateDir=/run/usbplugin", "/stateDir"),
         ("stateDir=/var/run/usbplugin", "/stateDir"),
+        ("config.nods[0]=/dev/x", "nods"),
+        ("config.resources[0].nme=a/b", "nme"),
+        ("config.resources=[]", "resources"),
+        (f"{RESOURCE},{SELECTOR}.serial=null", "/selectors/0/serial"),
+        (f"{RESOURCE},config.resources[0].unit=usb", "/unit"),
+        ("config.retention=30", "/retention"),
     ],
 )
 def test_the_schema_refuses(setting: str, complaint: str, helm: str) -> None:
@@ -74,6 +86,18 @@ def test_the_schema_refuses(setting: str, complaint: str, helm: str) -> None:
     )
     assert done.returncode != 0
     assert complaint in done.stderr
+
+
+@pytest.mark.parametrize("value", ["0403", "1e10", "6001", "2019", "yes"])
+def test_a_value_that_yaml_makes_something_else_of_does_not_reach_the_pod(
+    value: str, helm: str, tmp_path: Path
+) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text(f"config: {{resources: [{{name: a/b, selectors: [{{serial: {value}}}]}}]}}\n")
+    command = [helm, "template", str(CHART), "--values", str(values)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "/config/resources/0/selectors/0/serial" in done.stderr
 
 
 def test_the_chart_and_the_base_make_the_same_pod() -> None:

@@ -27,7 +27,7 @@ from tests.deploy.manifests import (
 )
 from tests.deploy.tools import ROOT, module, output, program
 from usbplugin import __version__
-from usbplugin.config import parse
+from usbplugin.config import parse, warnings
 from usbplugin.foundation.places import Places
 from usbplugin.foundation.title import NOT_READY, READY
 
@@ -167,7 +167,7 @@ def test_ready_means_registered_and_is_asked_in_one_way(target: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_configuration_is_one_that_the_plugin_takes(target: str) -> None:
     config = parse(configuration(rendered(target)))
-    assert config.warnings() == []
+    assert warnings(config) == []
 
 
 def test_the_kustomization_of_the_readme_names_the_image_that_was_pushed(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_the_commented_part_of_the_configuration_is_valid_too() -> None:
         "usbplugin/modem",
         "usbplugin/serial",
     ]
-    assert config.warnings() == []
+    assert warnings(config) == []
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from usbplugin.config import Config, parse
+from usbplugin.config import Config, parse, warnings
 from usbplugin.errors import ConfigError
 from usbplugin.inventory import Inventory
 
@@ -121,7 +121,7 @@ def check(text: bytes) -> None:
 def check_use(config: Config) -> None:
     """What follows from a configuration works, too."""
     Inventory(config.rules(), config.health_policy())
-    assert all(warning.isprintable() for warning in config.warnings())
+    assert all(warning.isprintable() for warning in warnings(config))
     for offer in config.offers():
         path = offer.container_path.format(name="ttyUSB0", device=0, port=0)
         assert path.startswith("/")

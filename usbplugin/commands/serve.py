@@ -36,6 +36,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     from usbplugin.agent import Agent
     from usbplugin.commands.wiring import config_of, places_of, sources_of
+    from usbplugin.config import warnings
     from usbplugin.telemetry import logs
     from usbplugin.telemetry.http import parse_address
 
@@ -46,7 +47,7 @@ def _run(options: argparse.Namespace) -> int:
     places = places_of(options)
     logs.catch_the_uncaught()
     logger = logs.logger(__name__)
-    for warning in config.warnings():
+    for warning in warnings(config):
         logger.warning("configuration is odd", extra=logs.fields(warning=warning))
     logger.info(
         "starting",

@@ -134,26 +134,6 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ca
             flap_quiet=seconds(self.flapping.quiet),
         )
 
-    def warnings(self) -> list[str]:
-        """What is valid but probably not intended, one line each."""
-        catching_all: str | None = None
-        found = []
-        for index, resource in enumerate(self.resources):
-            if catching_all is not None:
-                found.append(
-                    f"resources[{index}]: {resource.name} never gets a device, because"
-                    f" {catching_all} above it matches every port: move that to the end"
-                )
-            elif not resource.selectors or any(s.is_empty for s in resource.selectors):
-                catching_all = resource.name
-            if self.uses_cdi(resource) and "{name}" in resource.container_path:
-                found.append(
-                    f"resources[{index}]: with cdi and {{name}} in containerPath, a replug can"
-                    " change the node's path without changing the container's environment: use a"
-                    " path without {name}, such as /dev/modem{port}"
-                )
-        return found
-
 
 def seconds(duration: Duration) -> float:
     """A duration in seconds."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from usbplugin.config.explanation import explain, shown
 from usbplugin.config.model import Config
-from usbplugin.config.validation import validate
+from usbplugin.config.validation import problems
 from usbplugin.config.yaml import read_yaml
 from usbplugin.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from usbplugin.config.yaml import Document
 
 _LONGEST_MESSAGE = 600
 
@@ -67,35 +70,47 @@ def parse(text: bytes) -> Config:
 
 def _decode(text: bytes) -> Config:
     document = read_yaml(text)
-    if document is None:
+    if document is None or document.value is None:
         raise ConfigError(
             "expected a mapping, such as resources: [...], found nothing: write {} for the defaults"
         )
-    if not isinstance(document, dict):
-        raise ConfigError(f"expected a mapping, such as resources: [...], found {_kind(document)}")
+    if not isinstance(document.value, dict):
+        raise ConfigError(
+            f"{document.place('')}: expected a mapping, such as resources: [...], found"
+            f" {_found(document)}"
+        )
     try:
-        config = msgspec.convert(document, Config)
+        config = msgspec.convert(document.value, Config)
     except msgspec.ValidationError as error:
+        # Only here: a valid text needs no explanation.
+        from usbplugin.config.explanation import explain  # noqa: PLC0415
+
         raise ConfigError(explain(str(error), document)) from error
     # Types cannot tell: to them, a key without a value is one that is not there.
-    if empty := _first_empty(document):
-        raise ConfigError(
-            f"{empty}: expected a value, found nothing: leave the key out for its default"
-        )
-    validate(config)
+    empty = ((path, _EMPTY) for path in _empty_paths(document.value))
+    for path, problem in chain(empty, problems(config)):
+        raise ConfigError(f"{document.place(path)}: {path}: {problem}")
     return config
 
 
-def _first_empty(value: object, path: str = "") -> str:
-    """The path of the first key without a value, in a document of our types; empty if none is."""
+_EMPTY = "expected a value, found nothing: leave the key out for its default"
+
+
+def _empty_paths(value: object, path: str = "") -> Iterator[str]:
+    """The paths of keys without a value, in a document of our types."""
     if isinstance(value, dict):
         inner = [(f"{path}.{key}" if path else str(key), item) for key, item in value.items()]
     elif isinstance(value, list):
         inner = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
     else:
-        return path if value is None else ""
-    return next(filter(None, (_first_empty(item, where) for where, item in inner)), "")
+        inner = []
+        if value is None:
+            yield path
+    for where, item in inner:
+        yield from _empty_paths(item, where)
 
 
-def _kind(value: object) -> str:
-    return "a list" if isinstance(value, list) else shown(value)
+def _found(document: Document) -> str:
+    from usbplugin.config.explanation import found  # noqa: PLC0415 -- as above
+
+    return found(document, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 DEFAULT_CONTAINER_PATH = "/dev/{name}"
@@ -25,3 +26,8 @@ class Offer:
     """How often a device is offered."""
     cdi: bool = False
     """Whether a container is given CDI devices in place of device nodes."""
+
+
+def variable_prefix(resource: str) -> str:
+    """What the names of a resource's environment variables begin with."""
+    return re.sub(r"[^A-Z0-9]", "_", resource.upper())

@@ -15,6 +15,7 @@ import grpc
 
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.custody.cdi import qualified_name
+from usbplugin.custody.offer import variable_prefix
 from usbplugin.discovery.port import printable
 from usbplugin.errors import AllocationError
 from usbplugin.inventory.shares import device_of
@@ -104,7 +105,7 @@ def _container_response(
     devices: Sequence[Device], offer: Offer, host_path: HostPath
 ) -> v1beta1.ContainerAllocateResponse:
     response = v1beta1.ContainerAllocateResponse()
-    taken: dict[str, Port] = {}
+    taken: dict[str, tuple[int, Port]] = {}
     main_paths = []
     by_id = _by_id_paths(devices) if offer.by_id_links else {}
     for position, device in enumerate(devices):
@@ -113,17 +114,18 @@ def _container_response(
             main_paths.append(path)
             for container_path in (path, *by_id.get(port, ())):
                 if other := taken.get(container_path):
+                    of_one = other[0] == position
+                    needed = "{port}" if of_one else "{name}" if offer.cdi else "{device} or {name}"
                     raise _invalid(
-                        f"{other.node} and {port.node} would both be {container_path} in the"
-                        f" container: give {offer.resource} a containerPath with"
-                        f" {'{name}' if offer.cdi else '{device} or {name}'} in it"
+                        f"{other[1].node} and {port.node} would both be {container_path} in the"
+                        f" container: give {offer.resource} a containerPath with {needed} in it"
                     )
-                taken[container_path] = port
+                taken[container_path] = position, port
                 if not offer.cdi:
                     _add_node(response, container_path, host_path(device, port), port, offer)
         if offer.cdi:
             response.cdi_devices.add(name=qualified_name(offer.resource, device.id))
-    prefix = re.sub(r"[^A-Z0-9]", "_", offer.resource.upper())
+    prefix = variable_prefix(offer.resource)
     response.envs[f"{prefix}_DEVICES"] = ",".join(main_paths)
     response.envs[f"{prefix}_IDS"] = ",".join(device.id for device in devices)
     response.envs[f"{prefix}_INFO"] = json.dumps([_info(device) for device in devices])
