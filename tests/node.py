@@ -82,11 +82,15 @@ class BareNode:
 
     @asynccontextmanager
     async def run_agent(
-        self, sources: Sequence[Source], config: Config, config_file: Path | None = None
+        self,
+        sources: Sequence[Source],
+        config: Config,
+        config_file: Path | None = None,
+        http_address: tuple[str, int] | None = None,
     ) -> AsyncIterator[Agent]:
         """An agent in this event loop; it has to stop by itself when asked to."""
         stopping = asyncio.Event()
-        agent = Agent(config, sources, self.places, config_file)
+        agent = Agent(config, sources, self.places, config_file, http_address)
         running = asyncio.create_task(agent.run(stopping))
         try:
             yield agent
@@ -146,12 +150,14 @@ class Node(BareNode):
         config: Config = _PATIENT,
         device_dir: Path | None = None,
         config_file: str | None = None,
+        http_address: tuple[str, int] | None = None,
     ) -> AsyncIterator[Agent]:
         """An agent that discovers the virtual devices."""
         async with self.run_agent(
             [DirectorySource(device_dir or self.device_dir)],
             config,
             Path(config_file) if config_file else None,
+            http_address,
         ) as agent:
             yield agent
 

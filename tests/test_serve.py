@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.node import SERIAL, Node
+from tests.node import SERIAL, Node, Process
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -46,6 +48,54 @@ async def test_a_signal_ends_it_while_there_is_no_kubelet(node: Node) -> None:
         await process.wait_for_log("waiting for the kubelet")
         process.signal(signal.SIGTERM)
         assert await process.wait(within=5) == 0
+
+
+WITHOUT_CAPABILITIES = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: None, "No such file or directory"),
+        (lambda path: path.write_text(""), "is not a directory"),
+        (lambda path: path.mkdir(0o555), "Permission denied"),
+    ],
+)
+async def test_a_kubelet_directory_that_is_of_no_use_is_an_error_until_it_is(
+    node: Node, make: Callable[[Path], object], reason: str
+) -> None:
+    directory = node.root / "other"
+    make(directory)
+    command = node.command("--no-udev", "--device-dir", str(node.device_dir))
+    command += ["--kubelet-dir", str(directory)]
+    process = Process([*(WITHOUT_CAPABILITIES if os.geteuid() == 0 else ()), *command])
+    try:
+        await process.wait_for_log("cannot register: there can be no socket")
+        (line,) = [line for line in process.log().splitlines() if "cannot register" in line]
+        assert " ERROR " in line
+        assert str(directory) in line
+        assert reason in line
+        assert "--kubelet-dir" in line
+        assert "waiting for the kubelet" not in process.log()
+        if directory.is_file():
+            directory.unlink()
+        directory.mkdir(exist_ok=True)
+        directory.chmod(0o755)
+        await process.wait_for_log("waiting for the kubelet", within=15)
+    finally:
+        process.kill()
+
+
+async def test_a_kubelet_directory_behind_a_link_is_followed_at_once(node: Node) -> None:
+    link = node.root / "link"
+    link.symlink_to(node.kubelet_dir)
+    async with node.serve("--kubelet-dir", str(link)):
+        for _ in range(3):
+            await node.kubelet.wait_healthy(SERIAL, {GPS})
+            began = time.monotonic()
+            await node.kubelet.restart()
+            await node.until_connected()
+            assert time.monotonic() - began < 5
 
 
 async def test_a_killed_one_leaves_nothing_that_the_next_does_not_clean_up(node: Node) -> None:
@@ -125,5 +175,5 @@ async def test_a_bad_configuration_ends_it_at_once_with_one_line(node: Node) -> 
     async with node.serve("--config", str(path)) as process:
         assert await process.wait(within=10) == 2
         assert process.log() == (
-            f"usbplugin: {path}: resources[0].name: expected domain/name, found 'serial'\n"
+            f"usbplugin: {path}: line 1, column 20: resources[0].name: expected domain/name, found 'serial'\n"
         )

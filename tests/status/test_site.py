@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from contextlib import aclosing, asynccontextmanager
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,7 +21,7 @@ from tests.node import SERIAL, Node
 from usbplugin.config import Config, Flapping
 from usbplugin.discovery import AllPorts, Port, Post
 from usbplugin.errors import DaemonError, DiscoveryError
-from usbplugin.status import site
+from usbplugin.status import listeners, site
 from usbplugin.status.client import Daemon
 from usbplugin.telemetry.catalogue import METRICS
 from usbplugin.virtual import UnexpectedAdmissionError
@@ -440,13 +441,28 @@ async def test_without_a_place_for_its_socket_the_plugin_works_all_the_same(
     )
 
 
-async def test_an_address_that_is_taken_is_logged_and_the_plugin_goes_on(node: Node) -> None:
+async def test_an_address_that_is_taken_is_told_and_had_as_soon_as_it_is_free(
+    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(listeners, "_BETWEEN_ADDRESSES", 0.05)
     taken = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", 0)
     port = taken.sockets[0].getsockname()[1]
-    async with taken, node.serve("--http-address", f"127.0.0.1:{port}") as process:
+    async with taken, node.agent(http_address=("127.0.0.1", port)):
         await node.kubelet.wait_healthy(SERIAL, {GPS})
-        await process.wait_for_log("cannot listen on the HTTP address")
         assert (await metrics(node))["usbplugin_http_listening tcp"] == 0
+        code, document = await daemon(node).get("/readyz")
+        assert code == HTTPStatus.SERVICE_UNAVAILABLE
+        problem = f"127.0.0.1:{port}: Address already in use"
+        assert isinstance(document, dict)
+        assert {"name": "http address", "ok": False, "detail": problem} in document["parts"]
+        (record,) = [r for r in caplog.records if "cannot listen on the HTTP" in r.message]
+        assert record.levelname == "ERROR"
+        taken.close()
+        await taken.wait_closed()
+        async with asyncio.timeout(10):
+            while (await daemon(node).get("/readyz"))[0] != HTTPStatus.OK:
+                await asyncio.to_thread(os.sched_yield)
+        assert (await metrics(node))["usbplugin_http_listening tcp"] == 1
 
 
 async def test_a_second_daemon_takes_the_socket_over_and_the_first_leaves_it(node: Node) -> None:

@@ -128,7 +128,9 @@ class Agent:
             self._journal.listed_at,
             self._holders.refresh,
         )
-        self._listeners = Listeners(self._status, self._metrics, self._journal.history)
+        self._listeners = Listeners(
+            self._status, self._metrics, self._journal.history, self._show_readiness
+        )
         self._early: list[Fact] | None = []
         """What was found before all sources were heard; None since then."""
         self._is_clean = True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+import socket
+from contextlib import asynccontextmanager, closing
 from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
@@ -49,7 +50,7 @@ async def serving(plugin: DevicePlugin, path: Path, registrar: Registrar) -> Asy
     try:
         server.add_insecure_port(unix_target(path))
     except RuntimeError as error:
-        raise KubeletError(f"cannot serve on {path}: {error}") from error
+        raise KubeletError(f"cannot make {path}: {_reason(path) or error}") from error
     try:
         await server.start()
         yield
@@ -58,3 +59,14 @@ async def serving(plugin: DevicePlugin, path: Path, registrar: Registrar) -> Asy
         registrar.directory.remove_socket(path)
         plugin.close()
         await server.stop(_STOP_GRACE)
+
+
+def _reason(path: Path) -> str:
+    """Why there can be no socket, which gRPC does not tell; empty if there can be one."""
+    try:
+        with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
+            probe.bind(str(path))
+    except OSError as error:
+        return error.strerror or str(error)
+    path.unlink(missing_ok=True)
+    return ""

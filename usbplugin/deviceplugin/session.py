@@ -15,6 +15,7 @@ from usbplugin.deviceplugin.backoff import Backoff, Patience
 from usbplugin.deviceplugin.service import DevicePlugin
 from usbplugin.deviceplugin.serving import Generation, serving
 from usbplugin.deviceplugin.state import State
+from usbplugin.deviceplugin.waiting import LOOK_INTERVAL, Waiting
 from usbplugin.errors import KubeletError
 from usbplugin.kubelet.probe import silence_of
 from usbplugin.kubelet.siblings import mark_registered, mark_standing_by
@@ -178,19 +179,13 @@ class Session:
 
     async def _find_kubelet(self) -> Incarnation | None:
         """Wait for kubelet.sock; None if the session was closed meanwhile."""
-        said = False
+        waiting = Waiting(self.resource, self._registrar)
         while not self._closing:
             self._wake.clear()
-            if kubelet := self._registrar.kubelet():
+            if kubelet := waiting.look():
                 return kubelet
             self._enter(State.WAITING)
-            if not said:
-                said = True
-                _log.info(
-                    "waiting for the kubelet",
-                    extra=fields(resource=self.resource, socket=self._directory.kubelet_socket),
-                )
-            await self._wake.wait()
+            await self._wait(LOOK_INTERVAL)
         return None
 
     async def _generation(self, kubelet: Incarnation) -> None:

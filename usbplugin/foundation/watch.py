@@ -68,12 +68,14 @@ class DirectoryWatch:
         """Prepare to watch.
 
         Args:
-            directory: Need not exist yet.
+            directory: Need not exist yet. If it is reached by a link, that the link leads elsewhere
+                is noticed by the next ``refresh``.
             on_change: Runs in watchdog's thread and must return at once.
             contents: Report a file once it has been written, rather than when it is created.
         """
         self._events = _CONTENTS if contents else _ENTRIES
         self._directory = directory.absolute()  # or it might have no parent
+        self._target = self._directory
         self._on_change = on_change
         self._observer: BaseObserver | None = None
         self._armed: dict[Path, tuple[ObservedWatch, _Inode]] = {}
@@ -138,15 +140,17 @@ class DirectoryWatch:
         if isinstance(event, DirDeletedEvent) and event.src_path == str(watched):
             # Its watch is dead, even if a new directory already has its name and inode.
             self._deleted.append(watched)
-        elif watched != self._directory and not event.is_directory:
+        elif watched != self._target and not event.is_directory:
             return
         self._on_change()
 
     def _rearm(self, observer: BaseObserver) -> bool:
         """Bring the watches up to date; return whether anything had to change."""
+        # watchdog watches a link itself (IN_DONT_FOLLOW), where nothing ever happens.
+        self._target = target = self._directory.resolve()
         # The nearest existing ancestor tells when the directory comes back.
-        ancestor = next((path for path in self._directory.parents if path.is_dir()), Path("/"))
-        wanted = {path for path in (self._directory, ancestor) if path.is_dir()}
+        ancestor = next((path for path in target.parents if path.is_dir()), Path("/"))
+        wanted = {path for path in (target, ancestor) if path.is_dir()}
         alive = {emitter.watch for emitter in observer.emitters if _is_alive(emitter)}
         useless = {
             path

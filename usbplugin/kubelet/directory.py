@@ -6,6 +6,7 @@ It only looks and tidies up; reacting to a new kubelet is the session's job.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import logging
 import os
@@ -73,6 +74,19 @@ class PluginDirectory:
         if not stat.S_ISSOCK(status.st_mode):
             return None
         return Incarnation(status.st_ino, status.st_ctime_ns)
+
+    @property
+    def problem(self) -> str:
+        """Why no plugin can have its socket there; empty if none is known."""
+        try:
+            if not stat.S_ISDIR(self.path.stat().st_mode):
+                return f"{self.path} is not a directory"
+        except OSError as error:
+            return f"{self.path}: {error.strerror}"
+        if not os.access(self.path, os.W_OK | os.X_OK, effective_ids=True):
+            reason = errno.EROFS if os.statvfs(self.path).f_flag & os.ST_RDONLY else errno.EACCES
+            return f"cannot write to {self.path}: {os.strerror(reason)}"
+        return ""
 
     def new_socket(self, resource: str) -> Path:
         """A path never used before, for one generation of a resource's plugin.

@@ -86,8 +86,12 @@ def readiness(
     listed_at: Mapping[str, float],
     resources: Iterable[str],
     sessions: Mapping[str, Session],
+    http_problem: str = "",
 ) -> Report:
-    """Whether every source has listed its ports, and every resource is served, by us or another."""
+    """Whether every source has listed its ports, and every resource is served, by us or another.
+
+    An HTTP address on which nobody listens is shown too: what nobody can ask is not monitored.
+    """
     listings = {s.name: "listed" if s.name in listed_at else "not listed yet" for s in sources}
     states = {name: sessions[name].state if name in sessions else None for name in resources}
     return Report(
@@ -104,6 +108,7 @@ def readiness(
                 )
                 for name, state in states.items()
             ),
+            *((Verdict("http address", ok=False, detail=http_problem),) if http_problem else ()),
         )
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket as sockets
 from contextlib import closing
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from usbplugin.telemetry.http import HttpServer
 from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from usbplugin.status.history import History
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _BETWEEN_TRIES = 0.5
+_BETWEEN_ADDRESSES = 5.0
+"""Seconds between tries of the HTTP address: whoever has it may go."""
+_SAID_AGAIN_AFTER = 60
+"""Tries after which the failure is logged once more."""
 
 Address = tuple[str | None, int]
 """Host (None: all interfaces) and port."""
@@ -34,11 +40,20 @@ Address = tuple[str | None, int]
 class Listeners:
     """Listens wherever it can."""
 
-    def __init__(self, status: Status, metrics: Metrics, history: History) -> None:
-        """Answer from these."""
+    def __init__(
+        self,
+        status: Status,
+        metrics: Metrics,
+        history: History,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Answer from these; ``on_change`` is called when the status's ``http_problem`` changes."""
+        self._status = status
+        self._on_change = on_change
         self._metrics = metrics
         self._socket: Path | None = None
         self._regaining: asyncio.Task[None] | None = None
+        self._opening: asyncio.Task[None] | None = None
         site = Site(status, metrics, history)
         self._server = HttpServer(site.answer, metrics.http_answered, metrics.http_refused.add)
 
@@ -48,17 +63,49 @@ class Listeners:
         await self._open_socket(socket)
         if address is None:
             return
+        if not await self._listens(address, is_news=True):
+            self._opening = asyncio.create_task(self._keep_opening(address))
+
+    async def _listens(self, address: Address, *, is_news: bool) -> bool:
+        """Listen on the address; False if that cannot be done now."""
         host, port = address
         try:
             addresses = await self._server.listen_tcp(host, port)
         except OSError as error:
-            _log.error(
-                "cannot listen on the HTTP address; no metrics or health over HTTP",
-                extra=fields(host=host or "*", port=port, error=error),
-            )
-        else:
-            self._metrics.http_listening("tcp", yes=True)
-            _log.info("serving metrics and health", extra=fields(addresses=addresses))
+            # asyncio's own text is a sentence about the call that failed.
+            number = error.errno or 0
+            reason = os.strerror(number) if number > 0 else error.strerror
+            self._tell(f"{host or '*'}:{port}: {reason}")
+            if is_news:
+                _log.error(
+                    "cannot listen on the HTTP address: no metrics or health over HTTP; trying"
+                    " again",
+                    extra=fields(
+                        host=host or "*",
+                        port=port,
+                        reason=reason,
+                        seconds=_BETWEEN_ADDRESSES,
+                        hint="--http-address chooses another one",
+                    ),
+                )
+            return False
+        self._tell("")
+        _log.info("serving metrics and health", extra=fields(addresses=addresses))
+        return True
+
+    def _tell(self, problem: str) -> None:
+        self._metrics.http_listening("tcp", yes=not problem)
+        if problem != self._status.http_problem:
+            self._status.http_problem = problem
+            self._on_change()
+
+    async def _keep_opening(self, address: Address) -> None:
+        tries = 1
+        while True:
+            await asyncio.sleep(_BETWEEN_ADDRESSES)
+            if await self._listens(address, is_news=tries % _SAID_AGAIN_AFTER == 0):
+                return
+            tries += 1
 
     def look(self) -> None:
         """See whether another instance has taken our socket's place, and get it back after that."""
@@ -86,9 +133,9 @@ class Listeners:
     async def close(self) -> None:
         """Stop listening."""
         self._socket = None
-        if self._regaining is not None:
-            self._regaining.cancel()
-            await asyncio.gather(self._regaining, return_exceptions=True)
+        for task in filter(None, (self._regaining, self._opening)):
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
         await self._server.close()
 
 

@@ -53,6 +53,8 @@ class Status:
         self._parts = parts
         self._listed_at = listed_at
         self.refresh = refresh
+        self.http_problem = ""
+        """Why nobody listens on the HTTP address that was asked for; empty if somebody does."""
         self._began = time.monotonic()
         self._dialling = asyncio.Lock()
         self._last_look: tuple[float, health.Report] | None = None
@@ -78,9 +80,11 @@ class Status:
             return report
 
     def readiness(self) -> health.Report:
-        """Whether all resources are served."""
+        """Whether all resources are served, and HTTP is where it was asked for."""
         resources = [rule.name for rule in self._rules()]
-        return health.readiness(self._sources, self._listed_at, resources, self._sessions)
+        return health.readiness(
+            self._sources, self._listed_at, resources, self._sessions, self.http_problem
+        )
 
     async def readings(self) -> Iterable[Readings]:
         """The metrics that are read on demand rather than counted."""
