@@ -175,5 +175,6 @@ async def test_a_bad_configuration_ends_it_at_once_with_one_line(node: Node) -> 
     async with node.serve("--config", str(path)) as process:
         assert await process.wait(within=10) == 2
         assert process.log() == (
-            f"usbplugin: {path}: line 1, column 20: resources[0].name: expected domain/name, found 'serial'\n"
+            f"usbplugin: {path}: line 1, column 20: resources[0].name: expected domain/name, found"
+            " 'serial'\n"
         )
