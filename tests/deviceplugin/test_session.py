@@ -128,11 +128,17 @@ def sockets(directory: Path) -> list[Path]:
     return sorted(directory.glob("usbplugin-*.sock"))
 
 
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+@pytest.fixture(autouse=True)
+def all_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+
+
+def failures(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Why registrations failed."""
     return [
         str(record.fields["reason"])  # type: ignore[attr-defined]
         for record in caplog.records
-        if record.levelno == logging.WARNING
+        if record.message == "registration failed; trying again"
     ]
 
 
@@ -302,7 +308,7 @@ async def test_a_refusal_is_logged_and_tried_again(
     async with running(directory, snapshot("a")):
         await kubelet.wait_healthy(SERIAL, {"a"})
     assert len(kubelet.log.registrations) == 4
-    reasons = warnings(caplog)
+    reasons = failures(caplog)
     assert len(reasons) == 3
     assert all(
         "the kubelet refused usbplugin/serial" in reason and "the quota is exhausted" in reason
@@ -478,7 +484,7 @@ async def test_a_call_that_hangs_is_given_up_for_a_new_kubelet(
             await new.registered.get()
         await until(lambda: len(outcomes.noted) == 2)
     assert outcomes.noted == [False, True]
-    assert warnings(caplog) == ["the kubelet has gone or was restarted"]
+    assert failures(caplog) == ["the kubelet has gone or was restarted"]
 
 
 async def test_a_call_that_hangs_is_given_up_when_our_socket_is_deleted(directory: Path) -> None:
@@ -531,7 +537,7 @@ async def test_while_it_waits_to_try_again_it_is_not_ready(
         await until_streaming(session)
         assert readiness((), {}, [SERIAL], {SERIAL: session}).ok
         await kubelet.disconnect(SERIAL)
-        await until(lambda: warnings(caplog))
+        await until(lambda: failures(caplog))
         assert session.state is State.BACKING_OFF
         assert not readiness((), {}, [SERIAL], {SERIAL: session}).ok
 

@@ -86,6 +86,10 @@ def test_containers_and_hosts_are_told_apart(tree: Path) -> None:
     assert node.is_mounted(Path("/dev/serial/by-id")), "below a mount"
     assert node.is_mounted(Path("/var/lib/with blank"))
     assert not node.is_mounted(Path("/run/usbplugin"))
+    (tree / "var").mkdir()
+    (tree / "var/run").symlink_to("../run")
+    assert node.is_mounted(Path("/var/run/udev/data")), "by way of a link"
+    assert not node.is_mounted(Path("/var/run/cdi"))
 
 
 def test_udevd(tree: Path) -> None:

@@ -1,13 +1,18 @@
-"""How long to wait before the next attempt to register. Pure but for its jitter."""
+"""How long to wait before the next attempt to register, and how loudly. Pure but for its jitter."""
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 
 _FIRST_DELAY = 0.02
 _MOST_DOUBLINGS = 16
 _FIRST_PART = 32
+_IN_A_ROW = 60.0
+"""Seconds after which a failure has nothing to do with the last one: no attempt takes longer."""
+_WORTH_A_WARNING = 10.0
+_SAID_AGAIN_AFTER = 300.0
 
 
 class Backoff:
@@ -30,6 +35,28 @@ class Backoff:
         delay = min(math.ldexp(_FIRST_DELAY, self._failures), self._longest)
         self._failures = min(self._failures + 1, _MOST_DOUBLINGS)
         return delay * random.uniform(0.5, 1.0)  # noqa: S311 -- spreads load, guards nothing
+
+
+class Loudness:
+    """At which level the failures in a row are logged: most are over before anybody could act.
+
+    The restart of a kubelet takes some seconds, in which nobody answers on its socket.
+    """
+
+    def __init__(self) -> None:
+        """Start with no failure."""
+        self._began = self._last = self._warned = -math.inf
+
+    def next_level(self, now: float) -> int:
+        """The level of one more failure at ``now`` seconds: the first is told, and what lasts."""
+        before, self._last = self._last, now
+        if now > before + _IN_A_ROW:
+            self._began, self._warned = now, -math.inf
+            return logging.INFO
+        if now < self._began + _WORTH_A_WARNING or now < self._warned + _SAID_AGAIN_AFTER:
+            return logging.DEBUG
+        self._warned = now
+        return logging.WARNING
 
 
 class Patience:

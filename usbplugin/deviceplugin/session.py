@@ -11,7 +11,7 @@ import logging
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from usbplugin.deviceplugin.backoff import Backoff, Patience
+from usbplugin.deviceplugin.backoff import Backoff, Loudness, Patience
 from usbplugin.deviceplugin.service import DevicePlugin
 from usbplugin.deviceplugin.serving import Generation, serving
 from usbplugin.deviceplugin.state import State
@@ -88,6 +88,7 @@ class Session:
         self._is_displaced = False
         self._doubt = ""
         self._backoff = Backoff(registrar.longest_delay)
+        self._loudness = Loudness()
         self._patience = Patience(stream_timeout)
 
     @property
@@ -170,8 +171,7 @@ class Session:
                 self._enter(State.BACKING_OFF)
                 delay = self._backoff.next_delay()
                 _log.log(
-                    # With an instance that has just ended, the kubelet hangs up on us too.
-                    logging.INFO if self._had_company else logging.WARNING,
+                    self._loudness.next_level(asyncio.get_running_loop().time()),
                     "registration failed; trying again",
                     extra=fields(resource=self.resource, reason=error, seconds=f"{delay:.2f}"),
                 )

@@ -60,13 +60,20 @@ class Node:
     def is_mounted(self, path: Path) -> bool:
         """Whether ``path`` comes from outside the container: it or a parent is a mount point."""
         points = {point for point, _ in self._mounts()}
-        return any(str(above) in points for above in (path, *path.parents) if str(above) != "/")
+        return any(str(above) in points for above in self._way_to(path) if str(above) != "/")
 
     def is_in_memory(self, path: Path) -> bool:
         """Whether a reboot empties ``path``."""
         kinds = dict(self._mounts())  # of two on one point, the later one hides the other
-        points = (str(above) for above in (path, *path.parents))
+        points = (str(above) for above in self._way_to(path))
         return next((kinds[point] for point in points if point in kinds), "") in {"tmpfs", "ramfs"}
+
+    def _way_to(self, path: Path) -> tuple[Path, ...]:
+        """A path and its parents; links are followed, for mount points have none (/var/run)."""
+        root = self.root.resolve()
+        real = (root / path.absolute().relative_to("/")).resolve()
+        path = Path("/") / real.relative_to(root) if real.is_relative_to(root) else real
+        return path, *path.parents
 
     def read(self, path: str) -> str:
         """A file's text, its path relative to ``root``; empty if it cannot be read."""
