@@ -31,7 +31,7 @@ test: .venv ## all tests that need neither root nor hardware
 
 hardware-test: .venv ## the tests on a real USB stack, in a virtual machine (QEMU; no KVM needed)
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -p no:cacheprovider --collect-only tests/hardware > /dev/null
-	$(BIN)/python -m tests.hardware.vm --timeout 1500 -- \
+	$(BIN)/python -m tests.hardware.vm --timeout 2400 -- \
 	  python -m pytest -p no:cacheprovider --junitxml=results/hardware/junit.xml tests/hardware $(ARGS)
 
 hardware-shell: .venv ## a shell in that machine, to plug and unplug devices by hand (usbgadget)
@@ -91,7 +91,7 @@ bench: .venv ## measure, print a table, write results/bench.json; fails where a 
 	$(BIN)/python -m benchmarks $(ARGS)
 
 hardware-bench: .venv ## from the kernel's uevent to the kubelet's stream, in the virtual machine
-	$(BIN)/python -m tests.hardware.vm --timeout 1500 -- python -m benchmarks.hardware $(ARGS)
+	$(BIN)/python -m tests.hardware.vm --timeout 2400 -- python -m benchmarks.hardware $(ARGS)
 
 protos: .venv ## regenerate usbplugin/api from protos/
 	$(BIN)/python protos/generate.py usbplugin/api
