@@ -105,6 +105,30 @@ def test_list_with_nothing_there(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "No serial ports found" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["list", "check"])
+def test_a_device_directory_that_does_not_exist_is_not_an_empty_one(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("{}")
+    wrong = str(tmp_path / "wrong")
+    code = main([command, "--config", str(config), "--no-udev", "--device-dir", wrong])
+    shown = capsys.readouterr()
+    assert f"the device directory {wrong} does not exist" in shown.err
+    assert "No serial ports" not in shown.out
+    assert code == (1 if command == "list" else 0)
+
+
+def test_list_does_not_look_at_the_hardware_where_a_daemon_was_meant(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["list", "--link-dir", str(tmp_path)]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert f"no daemon answers on {tmp_path}/usbplugin.sock" in shown.err
+    assert "--direct" in shown.err
+
+
 def test_check_shows_what_is_selected_and_what_is_not(
     bus: VirtualBus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,11 +200,14 @@ def test_check_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_every_flag_has_an_environment_variable(
-    bus: VirtualBus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bus: VirtualBus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (bus.directory / "ttyUSB9").symlink_to(bus.plug("ttyUSB0").node)
     monkeypatch.setenv("USBPLUGIN_UDEV", "false")
-    monkeypatch.setenv("USBPLUGIN_DEVICE_DIR", f"{bus.directory}{os.pathsep}/nowhere")
+    monkeypatch.setenv("USBPLUGIN_DEVICE_DIR", f"{bus.directory}{os.pathsep}{tmp_path}")
     assert main(["list"]) == 0
     assert "dir-ttyUSB9-" in capsys.readouterr().out
 

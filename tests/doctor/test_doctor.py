@@ -186,6 +186,22 @@ def test_drivers(tree: Path, files: dict[str, str], module: str | None) -> None:
         is_(finding, Grade.OK, "has its driver")
 
 
+def test_ports_that_are_kept_off_or_left_out(tree: Path) -> None:
+    device = {"idVendor": "0403", "idProduct": "6001"}
+    below = "sys/bus/usb/devices/1-1"
+    files = {f"{below}/{name}": value for name, value in device.items()}
+    node = grow(tree, files | {f"{below}/authorized": "0"})
+    is_(
+        hardware.check_nodes(node),
+        Grade.WARN,
+        "1-1 (0403:6001) is plugged in, but kept",
+        "usbguard",
+    )
+    node = grow(tree, {f"{below}/authorized": "1", "sys/class/tty/x": ""})
+    (tree / "sys/class/tty/ttyXRUSB0").symlink_to("../../devices/usb1/1-1/tty/ttyXRUSB0")
+    is_(hardware.check_nodes(node), Grade.WARN, "1 USB tty matches none of nodes", "add a glob")
+
+
 def test_inotify(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = "proc/sys/fs/inotify/max_user_instances"
     node = grow(tree, {limit: "8\n", "proc/77/comm": "watcher\n"})

@@ -63,7 +63,7 @@ def event_line(event: Document) -> str:
 async def _past(options: argparse.Namespace) -> list[Document]:
     from usbplugin.commands.view import daemon_of, view_of
 
-    if daemon := await daemon_of(options):
+    if daemon := await daemon_of(options, may_be_absent=True):
         return await daemon.past()
     if not options.direct:
         raise DaemonError(

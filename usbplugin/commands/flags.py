@@ -21,6 +21,11 @@ def settle(options: argparse.Namespace) -> None:
             options.complain(
                 f"{variable}={os.environ[variable]}: expected one of {', '.join(choices)}"
             )
+    if "link_dir" in options:
+        # Who says where the daemon's socket is means that there is one.
+        options.needs_daemon = options.link_dir is not None
+        default = os.environ.get(_variable("--link-dir")) or str(Places().link_dir)
+        options.link_dir = options.link_dir or default
     if "udev" not in options:
         return
     flags = (options.config, options.device_dir, options.udev)
@@ -144,13 +149,11 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_link_dir(parser: argparse.ArgumentParser) -> None:
-    add(
-        parser,
+    parser.add_argument(
         "--link-dir",
-        "DIR",
-        "directory for stable links to device nodes and the daemon's socket; must be the same"
-        " path on the host",
-        default=str(Places().link_dir),
+        metavar="DIR",
+        help="directory for stable links to device nodes and the daemon's socket; must be the same"
+        f" path on the host (default {Places().link_dir}; ${_variable('--link-dir')})",
     )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from usbplugin.commands import flags
 from usbplugin.commands.command import Command
 from usbplugin.commands.screen import Screen
+from usbplugin.discovery.port import DEFAULT_NODES
 
 if TYPE_CHECKING:
     import argparse
@@ -43,26 +44,34 @@ def _run(options: argparse.Namespace) -> int:
     logs.configure("warning", logs.LogFormat.TEXT)
     if options.watch:
         return until_interrupted(_watch(options))
-    found, left = asyncio.run(_rows(options))
+    found, left, missed = asyncio.run(_rows(options))
     if options.json:
         print(json.dumps(found, indent=2))
     else:
         colour = Screen(sys.stdout).has_colours
         print(table(found, colour=colour) if found else _NOTHING)
+        if missed:
+            print("\n" + "\n".join(missed))
         if left:
             print(f"\nThis instance stands by: a newer one serves {', '.join(left)}.")
     return 0
 
 
-async def _rows(options: argparse.Namespace) -> tuple[list[Row], list[str]]:
-    """What is here, and which resources the daemon leaves to a newer one."""
+async def _rows(options: argparse.Namespace) -> tuple[list[Row], list[str], list[str]]:
+    """What is here, which resources the daemon leaves to a newer one, and what else is on USB."""
     from usbplugin.commands.table import scan
     from usbplugin.commands.view import daemon_of, hardware_of
+    from usbplugin.discovery.survey import survey
 
     if daemon := await daemon_of(options):
-        return await daemon.rows(), await daemon.left()
+        found = await daemon.rows()
+        # Its configuration is not known here, but what it lists is.
+        nodes = [str(row["node"]) for row in found]
+        seen = survey([*DEFAULT_NODES, *nodes])
+        return found, await daemon.left(), seen.lines()
     config, sources = hardware_of(options)
-    return scan(sources, config.rules()), []
+    found = scan(sources, config.rules())
+    return found, [], survey(config.nodes).lines() if options.udev else []
 
 
 async def _watch(options: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from usbplugin.commands.hardware import Hardware
+from usbplugin.errors import DaemonError
 from usbplugin.foundation.places import Places
 from usbplugin.status.client import Daemon
 
@@ -46,12 +47,24 @@ def hardware_of(options: argparse.Namespace) -> tuple[Config, list[Source]]:
     return config, sources_of(options, config)
 
 
-async def daemon_of(options: argparse.Namespace) -> Daemon | None:
-    """The daemon that is to be asked; None if the hardware is to be looked at."""
+async def daemon_of(options: argparse.Namespace, *, may_be_absent: bool = False) -> Daemon | None:
+    """The daemon that is to be asked; None if the hardware is to be looked at.
+
+    Raises:
+        DaemonError: somebody said where it is, and it is not there; not if it ``may_be_absent``.
+    """
     if options.direct:
         return None
-    daemon = Daemon(Places(link_dir=Path(options.link_dir)).control_socket)
-    return daemon if await daemon.is_there() else None
+    socket = Places(link_dir=Path(options.link_dir)).control_socket
+    daemon = Daemon(socket)
+    if await daemon.is_there():
+        return daemon
+    if options.needs_daemon and not may_be_absent:
+        raise DaemonError(
+            f"no daemon answers on {socket}: is usbplugin serve running there? --direct looks at"
+            " the hardware instead"
+        )
+    return None
 
 
 def until_interrupted(work: Coroutine[object, object, None]) -> int:

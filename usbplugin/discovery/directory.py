@@ -96,6 +96,9 @@ class DirectorySource:
             watch.stop()
 
     def scan(self) -> tuple[Port, ...]:  # noqa: D102 -- Source.scan
+        if not self._directory.is_dir():
+            what = "is not a directory" if self._directory.exists() else "does not exist"
+            raise DiscoveryError(f"the device directory {self._directory} {what}")
         self._reads.start_afresh()
         return self._list(LIMIT)
 

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from usbplugin.discovery.survey import survey
 from usbplugin.doctor.finding import SEE_SELINUX, Finding, Node, fail, ok, warn
 from usbplugin.errors import DiscoveryError
 from usbplugin.foundation.watch import DirectoryWatch
@@ -18,16 +19,6 @@ if TYPE_CHECKING:
 _RECEIVE_BUFFER = 1 << 16
 _INOTIFY = "anon_inode:inotify"
 _MOST_USED = 0.8
-
-# Vendors of USB serial chips, and their kernel modules (drivers/usb/serial).
-_MODULES = {
-    "0403": "ftdi_sio",
-    "067b": "pl2303",
-    "10c4": "cp210x",
-    "1a86": "ch341",
-}
-_ACM = ("02", "02")
-"""bInterfaceClass and bInterfaceSubClass of a CDC ACM control interface (USB CDC 1.2)."""
 
 
 def check_sysfs(node: Node) -> Finding:
@@ -91,13 +82,22 @@ def check_nodes(node: Node) -> Finding:
         if node.in_container and not node.is_mounted(Path("/dev")):
             remedy = "mount the host's /dev at /dev: a container's own /dev gets no new nodes"
         return fail("; ".join(faults), remedy)
+    found = "no serial ports found"
+    if ports:
+        plural = "" if len(ports) == 1 else "s"
+        found = f"{len(ports)} serial port{plural}: {', '.join(port.node for port in ports)}"
+    seen = survey(node.config.nodes, node.root)
+    remedies = {
+        "allow the device (USBGuard: usbguard allow-device)": seen.kept_off,
+        "add a glob for them to nodes in the configuration, and restart the plugin": seen.left_out,
+    }
+    if missed := [remedy for remedy, which in remedies.items() if which]:
+        told = seen._replace(without_driver=()).lines()  # the drivers finding tells of these
+        return warn("; ".join([found, *told]), "; ".join(missed))
     if not ports:
-        return warn(
-            "no serial ports found",
-            "plug in a device; if one is plugged in, see dmesg and the drivers finding",
-        )
-    plural = "" if len(ports) == 1 else "s"
-    return ok(f"{len(ports)} serial port{plural}: {', '.join(port.node for port in ports)}")
+        remedy = "plug in a device; if one is plugged in, see dmesg and the drivers finding"
+        return warn(found, remedy)
+    return ok(found)
 
 
 def check_permissions(node: Node) -> Finding:
@@ -128,15 +128,7 @@ def check_permissions(node: Node) -> Finding:
 
 def check_drivers(node: Node) -> Finding:
     """Whether any USB serial adapter is plugged in without a driver."""
-    unserved = {}
-    for interface in sorted((node.root / "sys/bus/usb/devices").glob("*:*")):
-        if (interface / "driver").exists():
-            continue
-        vendor = _text(interface.resolve().parent / "idVendor")
-        kind = (_text(interface / "bInterfaceClass"), _text(interface / "bInterfaceSubClass"))
-        module = "cdc_acm" if kind == _ACM else _MODULES.get(vendor)
-        if module:
-            unserved[interface.name] = module
+    unserved = dict(survey(node.config.nodes, node.root).without_driver)
     if not unserved:
         return ok("every known USB serial adapter has its driver")
     modules = " ".join(sorted(set(unserved.values())))
