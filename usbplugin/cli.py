@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
 EXIT_CODES = """\
 exit codes:
-  0  done
-  1  it failed: the message says why, and what to do
-  2  wrong usage, or a configuration that makes no sense
+  0    done; or ended by Ctrl-C or SIGTERM, where that is how one leaves
+       (serve, virtual, --watch, --follow)
+  1    it failed: the message says why, and what to do
+  2    wrong usage, or a configuration that makes no sense
+  130  interrupted by Ctrl-C before it was done
 """
 
 
@@ -27,7 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     # gRPC's C core logs past Python's logging; what matters reaches us as errors.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    options = build_parser().parse_args(arguments)
+    options, unknown = build_parser().parse_known_args(arguments)
+    if unknown:
+        # argparse would show how to use the program, and not the command that was called.
+        options.complain(f"unknown: {' '.join(unknown)}")
     settle(options)
     try:
         code = options.command(options)

@@ -14,11 +14,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.node import SERIAL, Node
+from usbplugin.cli import main
+from usbplugin.commands.doctor import report
 from usbplugin.commands.events import event_line
 from usbplugin.commands.screen import _cropped
+from usbplugin.commands.table import table
+from usbplugin.discovery import AllPorts, DeviceNumber, Port, UsbInterface
+from usbplugin.doctor import Finding, Grade
 from usbplugin.errors import DaemonError
+from usbplugin.inventory import Inventory, ResourceRule
 from usbplugin.status import client
 from usbplugin.status.client import Daemon
+from usbplugin.status.rows import Row, rows
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
@@ -258,6 +265,52 @@ def test_an_event_line_leaves_out_what_is_not_known() -> None:
     assert event_line(held) == "T  held        d  a/b  (held by ns/p/c)"
 
 
-def test_cropping_counts_what_is_seen() -> None:
-    assert _cropped("\033[1mabcdef\033[0m ghi", 4) == "\033[1mabcd\033[0m"
+def test_cropping_counts_what_is_seen_and_leaves_a_mark() -> None:
+    assert _cropped("\033[1mabcdef\033[0m ghi", 4) == "\033[1mabc…\033[0m"
+    assert _cropped("\033[1mab\033[0m ghi", 4) == "\033[1mab\033[0m …"
+    assert _cropped("\033[1mabc\033[0m", 3) == "\033[1mabc\033[0m"
     assert _cropped("abc", 10) == "abc"
+
+
+def _rows(serial: str) -> list[Row]:
+    usb = UsbInterface(
+        "0403", "6001", serial=serial, manufacturer="FTDI", product="FT232R", location="pci-1.2"
+    )
+    port = Port("ttyUSB0", "/dev/ttyUSB0", DeviceNumber(188, 0), usb, driver="ftdi_sio")
+    inventory = Inventory([ResourceRule("usbplugin/serial")])
+    inventory.apply([AllPorts("udev", (port,), "start")], now=0.0)
+    found = rows(inventory.snapshot("usbplugin/serial").devices, (), [])
+    return [row | {"holders": ["default/reader-7d4b9/main"]} for row in found]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, None])
+@pytest.mark.parametrize("serial", ["A5069RR4", "0123456789" * 4])
+def test_a_table_fits_the_terminal_and_loses_nothing(width: int | None, serial: str) -> None:
+    found = _rows(serial)
+    shown = table(found, width=width)
+    lines = shown.splitlines()
+    assert width is None or max(map(len, lines)) <= width
+    text = "".join(line.strip() for line in lines)
+    parts = ("/dev/ttyUSB0", "ftdi_sio", "pci-1.2", "default/reader-7d4b9/main")
+    for wanted in (found[0]["id"], *parts):
+        assert str(wanted) in text
+    assert "ID" in lines[0].split() or width is not None
+
+
+def test_doctors_findings_fit_too() -> None:
+    long = Finding(Grade.WARN, "no serial ports found " * 5, "plug one in, and look at dmesg " * 4)
+    for columns in (40, 60, 80):
+        shown = report({"plugin directory": long, "ports": long}, columns)
+        assert max(map(len, shown.splitlines())) <= columns
+        assert "plug one in, and" in shown
+
+
+def test_an_unknown_flag_shows_how_to_use_its_own_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["list", "--wach"])
+    assert ended.value.code == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("usage: usbplugin list ")
+    assert "usbplugin list: error: unknown: --wach" in shown

@@ -99,3 +99,26 @@ async def test_the_page_shows_what_is_here_and_what_happens(node: Node) -> None:
 
             process.kill()
             await page.until("document.title == 'usbplugin: no answer'")
+            await page.until("document.body.classList.contains('stale')")
+            soft, shown = await page.evaluate(
+                "[document.querySelector('.soft'), document.querySelector('td .pill.good')]"
+                ".map((element) => getComputedStyle(element).color)"
+            )
+            assert shown == soft, "nothing is green that nobody vouches for"
+
+
+async def test_a_resource_without_a_device_is_shown(node: Node) -> None:
+    node.plug("ttyUSB0", "GPS-A7")
+    config = node.root / "config.yaml"
+    config.write_text("resources: [{name: a/gps, selectors: [{vendor: '1546'}]}, {name: a/all}]")
+    flags = ("--config", str(config), "--http-address", "127.0.0.1:0")
+    async with node.serve(*flags) as process:
+        await process.wait_for_log("serving metrics and health addresses=")
+        address = process.log().partition("addresses=")[2].split()[0]
+        async with browsing(f"http://{address}/") as page:
+            await page.until("/nothing here/.test(document.body.innerText)")
+            rows = await page.evaluate(
+                "[...document.querySelectorAll('tbody tr')].map((row) => row.innerText)"
+            )
+            assert len(rows) == 2
+            assert "a/gps" in rows[1]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from usbplugin.commands import flags
 from usbplugin.commands.command import Command
+from usbplugin.commands.screen import Screen
 from usbplugin.errors import UsbPluginError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     print("\n".join(["", *_summary(config, found)]))
     if found:
-        print(f"\n{table(found)}")
+        print(f"\n{table(found, width=Screen(sys.stdout).width)}")
     if options.udev:
         for path in _not_on_usb(config.nodes, found):
             print(f"note: {path} matches nodes, but is not on USB: it is left out", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 from collections import Counter
 from contextlib import suppress
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from usbplugin.commands import flags
 from usbplugin.commands.command import Command
+from usbplugin.commands.screen import Screen
 from usbplugin.errors import DiscoveryError
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from usbplugin.doctor import Finding
 
 _WIDTH = 100
+_LEAST = 40
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +46,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([document(name, finding) for name, finding in findings.items()], indent=2))
     else:
-        print(report(findings))
+        print(report(findings, Screen(sys.stdout).width))
     return int(any(finding.grade is Grade.FAIL for finding in findings.values()))
 
 
@@ -57,22 +60,33 @@ def document(name: str, finding: Finding) -> dict[str, str]:
     }
 
 
-def report(findings: Mapping[str, Finding]) -> str:
-    """All findings for people."""
+def report(findings: Mapping[str, Finding], columns: int | None = None) -> str:
+    """All findings for people, on a terminal with so many columns."""
     from usbplugin.doctor import Grade
 
     lines = []
+    width = min(_WIDTH, columns or _WIDTH)
     column = max(map(len, findings)) + 8
+    # Two columns where the second one has room for some words, else one below the other.
+    column = column if width - column >= _LEAST else 6
     for name, finding in findings.items():
         begin = f"{finding.grade.value:<4}  {name}".ljust(column)
+        if len(begin) > column:
+            lines.append(begin)
+            begin = " " * column
         lines += textwrap.wrap(
-            finding.found, _WIDTH, initial_indent=begin, subsequent_indent=" " * column
+            finding.found,
+            width,
+            initial_indent=begin,
+            subsequent_indent=" " * column,
+            break_on_hyphens=False,
         )
         lines += textwrap.wrap(
             finding.remedy,
-            _WIDTH,
+            width,
             initial_indent=" " * column + "-> ",
             subsequent_indent=" " * (column + 3),
+            break_on_hyphens=False,
         )
     counts = Counter(finding.grade for finding in findings.values())
     total = ", ".join(f"{counts[grade]} {grade.value}" for grade in Grade)

@@ -48,8 +48,9 @@ def _run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found, indent=2))
     else:
-        colour = Screen(sys.stdout).has_colours
-        print(table(found, colour=colour) if found else _NOTHING)
+        screen = Screen(sys.stdout)
+        shown = table(found, colour=screen.has_colours, width=screen.width)
+        print(shown if found else _NOTHING)
         if missed:
             print("\n" + "\n".join(missed))
         if left:
@@ -94,9 +95,11 @@ async def _watch(options: argparse.Namespace) -> None:
             if options.json:
                 print(json.dumps(found), flush=True)
             else:
-                heading = f"{time.strftime('%H:%M:%S')}  from {view}; Ctrl-C ends this\n\n"
-                shown = table(found, colour=screen.has_colours) if found else _NOTHING
-                screen.show(heading + shown)
+                # UTC as everywhere else: logs, events and the status page can be compared.
+                now = time.strftime("%H:%M:%SZ", time.gmtime())
+                heading = f"{now}  from {view}; Ctrl-C ends this\n\n"
+                shown = table(found, colour=screen.has_colours, width=screen.width)
+                screen.show(heading + (shown if found else _NOTHING))
             await asyncio.sleep(_REDRAW_INTERVAL)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_REFRESH_INTERVAL):

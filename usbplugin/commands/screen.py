@@ -16,6 +16,7 @@ _LEAVE = "\033[?25h\033[?1049l"
 _HOME = "\033[H"
 _CLEAR_LINE = "\033[K"
 _CLEAR_REST = "\033[J"
+_CUT = "…"
 _COLOUR = re.compile("(\033\\[[0-9;]*m)")
 
 
@@ -56,6 +57,11 @@ class Screen:
         self._write(f"{_HOME}{shown}{_CLEAR_REST}")
 
     @property
+    def width(self) -> int | None:
+        """Columns; None if it is no terminal, and lines may have any length."""
+        return shutil.get_terminal_size().columns if self._stream.isatty() else None
+
+    @property
     def has_colours(self) -> bool:
         """Whether colours are understood and wanted (no-color.org)."""
         return self._in_place and not os.environ.get("NO_COLOR")
@@ -66,12 +72,16 @@ class Screen:
 
 
 def _cropped(line: str, width: int) -> str:
-    """As much of a line as fits; what sets colours takes no room, and is kept."""
-    kept = []
-    for index, part in enumerate(_COLOUR.split(line)):
+    """As much of a line as fits, with a mark if that is not all; colours take no room, and stay."""
+    parts = _COLOUR.split(line)
+    if sum(map(len, parts[::2])) <= width:
+        return line
+    kept, left, is_cut = [], width - len(_CUT), False
+    for index, part in enumerate(parts):
         if index % 2:
             kept.append(part)
-        else:
-            kept.append(part[:width])
-            width = max(0, width - len(part))
+        elif not is_cut:
+            is_cut = len(part) > left
+            kept.append(part[:left] + _CUT if is_cut else part)
+            left -= len(part)
     return "".join(kept)

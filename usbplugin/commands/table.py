@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 from usbplugin.discovery import AllPorts
@@ -26,6 +27,10 @@ _COLUMNS = {
     "location": "LOCATION",
 }
 
+_LABELS = {"holders": "held by ", "driver": "driver ", "location": "at "}
+"""What comes before a value where no heading says what it is, and it does not say so itself."""
+
+_BETWEEN, _INDENT = "  ", "    "
 _BOLD, _RED, _GREEN, _YELLOW, _PLAIN = "\033[1m", "\033[31m", "\033[32m", "\033[33m", "\033[0m"
 
 
@@ -43,8 +48,15 @@ def scan(sources: Iterable[Source], rules: Sequence[ResourceRule]) -> list[Row]:
     return rows(devices, inventory.ports.values(), rules)
 
 
-def table(found: Sequence[Row], *, colour: bool = False) -> str:
-    """Aligned columns with a heading; why a device is not ready stands below the table."""
+def table(found: Sequence[Row], *, colour: bool = False, width: int | None = None) -> str:
+    """Aligned columns with a heading; why a device is not ready stands below the table.
+
+    Args:
+        found: The rows.
+        colour: Whether health is coloured.
+        width: Columns of the terminal: where the table has no room, a device is a block of lines.
+            None if there is no limit.
+    """
     # Holders are known to a running daemon only.
     held = any(row["holders"] for row in found)
     columns = [key for key in _COLUMNS if held or key != "holders"]
@@ -53,15 +65,43 @@ def table(found: Sequence[Row], *, colour: bool = False) -> str:
         *([_cell(row, key) for key in columns] for row in found),
     ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    if width is not None and sum(widths) + len(_BETWEEN) * (len(widths) - 1) > width:
+        return _stacked(found, colour=colour, width=width)
     padded = [[c.ljust(w) for c, w in zip(line, widths, strict=True)] for line in cells]
     if colour:
         padded[0] = [f"{_BOLD}{text}{_PLAIN}" for text in padded[0]]
         column = columns.index("health")
         for line in padded[1:]:
             line[column] = _painted(line[column])
-    lines = ["  ".join(line).rstrip() for line in padded]
+    lines = [_BETWEEN.join(line).rstrip() for line in padded]
     reasons = [f"{row['id'] or row['node']}: {row['reason']}" for row in found if row["reason"]]
     return "\n".join([*lines, *(["", *dict.fromkeys(reasons)] if reasons else [])])
+
+
+def _stacked(found: Sequence[Row], *, colour: bool, width: int) -> str:
+    """A block of lines for each row: what it is, then all that the columns would have shown."""
+    blocks = []
+    for row in found:
+        cells = {key: _cell(row, key) for key in _COLUMNS}
+        cells = {key: text for key, text in cells.items() if text.strip("-")}
+        heading = _wrapped(cells.pop("id", "") or cells.pop("node", ""), width, "")
+        health = cells.pop("health", "")
+        rest = [f"{_LABELS.get(key, '')}{text}" for key, text in cells.items()]
+        if row["reason"]:
+            rest.insert(0, str(row["reason"]))
+        body = _wrapped("; ".join([*filter(None, [health]), *rest]), width, _INDENT)
+        if colour:
+            heading = [f"{_BOLD}{line}{_PLAIN}" for line in heading]
+            if body and health:
+                body[0] = body[0].replace(health, _painted(health), 1)
+        blocks.append("\n".join([*heading, *body]))
+    return "\n".join(blocks)
+
+
+def _wrapped(text: str, width: int, indent: str) -> list[str]:
+    return textwrap.wrap(
+        text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+    )
 
 
 def _painted(health: str) -> str:

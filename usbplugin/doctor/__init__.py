@@ -14,6 +14,7 @@ CHECKS: dict[str, Check] = {
     "uevents": hardware.check_uevents,
     "udevd": hardware.check_udevd,
     "ports": hardware.check_nodes,
+    "resources": hardware.check_resources,
     "permissions": hardware.check_permissions,
     "drivers": hardware.check_drivers,
     "inotify": hardware.check_inotify,

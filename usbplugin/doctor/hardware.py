@@ -12,6 +12,7 @@ from usbplugin.discovery.survey import survey
 from usbplugin.doctor.finding import SEE_SELINUX, Finding, Node, fail, ok, warn
 from usbplugin.errors import DiscoveryError
 from usbplugin.foundation.watch import DirectoryWatch
+from usbplugin.inventory import first_match
 
 if TYPE_CHECKING:
     from usbplugin.discovery import Port, Source
@@ -97,6 +98,21 @@ def check_nodes(node: Node) -> Finding:
     if not ports:
         remedy = "plug in a device; if one is plugged in, see dmesg and the drivers finding"
         return warn(found, remedy)
+    return ok(found)
+
+
+def check_resources(node: Node) -> Finding:
+    """What each resource of the configuration gets here."""
+    rules = node.config.rules()
+    ports = [port for source in node.sources for port in _scan(source)]
+    owners = [rule.name if (rule := first_match(rules, port)) else "" for port in ports]
+    counts = {rule.name: owners.count(rule.name) for rule in rules}
+    found = ", ".join(
+        f"{name}: {count} port{'s'[: count != 1]}" if count else f"{name}: matches nothing here"
+        for name, count in counts.items()
+    )
+    if ports and not any(counts.values()):
+        return warn(found, "compare the selectors with usbplugin list --json")
     return ok(found)
 
 
