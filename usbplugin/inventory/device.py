@@ -34,6 +34,8 @@ class Device(msgspec.Struct, frozen=True):
     """Who holds it, as ``namespace/pod/container``."""
     also_listed: tuple[str, ...] = ()
     """Listed IDs under which a pod holds it, and under which it is not offered any longer."""
+    has_twin: bool = False
+    """Whether another device has shown the same descriptors: its serial tells nobody from it."""
 
     @property
     def nodes(self) -> tuple[str, ...]:

@@ -364,6 +364,7 @@ class Inventory:
             since=record.since,
             holders=self._book.holders(device_id),
             also_listed=self._standings.outdated_ids(record),
+            has_twin=record.has_twin,
         )
         return device, self._state(record)
 
