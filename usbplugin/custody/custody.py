@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from usbplugin.custody.admission import LOOK_TIMEOUT, Admission
 from usbplugin.custody.changelog import log_changes
+from usbplugin.custody.claims import ClaimedDevices
 from usbplugin.custody.effects import Effects
 from usbplugin.custody.saving import Saving
 from usbplugin.custody.starting import Eyes
@@ -113,6 +114,7 @@ class Custody:
         self._admission = Admission(lambda: self._inventory, self._effects, workers, self._eyes)
         self._states = states
         self._complaint = ""
+        self.claimed = ClaimedDevices(lambda: self._inventory, self._change)
 
     @property
     def awaits_holders(self) -> bool:
@@ -331,8 +333,12 @@ class Custody:
         obstacles = (self._effects.obstacles.get(holding.device_id, "") for holding in held)
         return problem or next(filter(None, obstacles), "")
 
+    def _change(self, change: Callable[[float], Update]) -> None:
+        self._carry_out(change(self._clock()))
+
     def _carry_out(self, update: Update, noticed: float | None = None) -> None:
         update = self._make_true(update)
+        self.claimed.make_true(update.changes)
         for snapshot in update.snapshots:
             self._publish_snapshot(snapshot, noticed)
         # The streams first, then the clock, files and log.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 
-DRIVER = "usbplugin"
+from usbplugin.inventory.grant import DRA_DRIVER
+
+DRIVER = DRA_DRIVER
 """Driver, attribute domain and taint domain: one label is a valid domain."""
 
 CDI_KIND = "usbplugin/claim"

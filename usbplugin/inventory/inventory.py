@@ -18,7 +18,6 @@ from usbplugin.inventory.presence import Presence
 from usbplugin.inventory.publication import Publication
 from usbplugin.inventory.recognition import Recognition
 from usbplugin.inventory.record import Key, Record
-from usbplugin.inventory.shares import device_of, is_share
 from usbplugin.inventory.standing import Standings
 
 if TYPE_CHECKING:
@@ -201,6 +200,19 @@ class Inventory:
             self._book.grant(device_id, Grant(record.rule.name, listed_id, ports), now)
         return self._conclude(now)
 
+    def prepare(self, device_id: str, grant: Grant, now: float) -> Update:
+        """A claim has the device until it is released, whether or not the device is known."""
+        if device_id not in self._records and is_device_id(device_id):
+            self._take_in(device_id, grant.resource)
+        if device_id in self._records:
+            self._book.prepare(device_id, grant)
+        return self._conclude(now)
+
+    def release(self, claim: str, now: float) -> Update:
+        """A claim has nothing any longer."""
+        self._book.release(claim)
+        return self._conclude(now)
+
     def learn(self, grants: Iterable[Grant], now: float) -> Update:
         """The kubelet's own books say what containers were given: that counts.
 
@@ -309,17 +321,15 @@ class Inventory:
         """
         if known := self._book.find((resource, listed_id)):
             return self._records[known.device_id]
-        rule = self._recognition.rule_named(resource)
-        meant = device_of(listed_id, rule.shares) if rule else listed_id
-        for device_id in (meant, listed_id, device_of(listed_id)):
-            if device_id in self._records:
-                return self._records[device_id]
-        if meant == listed_id and is_share(listed_id):
-            meant = device_of(listed_id)
-        if not is_device_id(meant):
+        meant = self._recognition.meant_by(resource, listed_id)
+        if meant is None:
             return None
-        rule, is_offered = self._recognition.terms(meant, resource, ())
-        record = Record(meant, rule, is_offered=is_offered, listed=True)
+        return self._records.get(meant) or self._take_in(meant, resource)
+
+    def _take_in(self, device_id: str, resource: str) -> Record:
+        """Know a device of which nothing is known but that somebody has it."""
+        rule, is_offered = self._recognition.terms(device_id, resource, ())
+        record = Record(device_id, rule, is_offered=is_offered, listed=True)
         self._add(record)
         self._presence.find_ports_of(record)
         return record
@@ -329,15 +339,7 @@ class Inventory:
 
     def _heed_book(self) -> None:
         """Who holds what has changed, which other devices may have waited for."""
-        device_ids, numbers = self._book.changes()
-        waiting = {record.id for number in numbers for record in self._presence.with_number(number)}
-        for device_id in device_ids & self._records.keys():
-            waiting.add(device_id)
-            for key in self._records[device_id].present.values() if self._retired else ():
-                waiting |= {record.id for record in self._presence.retired_at(key)}
-                if (offered := self._presence.offered_at.get(key)) is not None:
-                    waiting.add(offered.id)
-        self._dirty |= waiting
+        self._dirty |= self._standings.concerned_by(*self._book.changes())
 
     def _state(self, record: Record) -> DeviceState:
         return DeviceState(
