@@ -7,6 +7,7 @@
     ├── DiscoveryError     a source cannot see ports
     ├── KubeletError       the kubelet refused us or cannot be reached
     ├── AllocationError    a device cannot be granted; carries the gRPC status
+    ├── ClaimError         a ResourceClaim cannot be prepared; its pod's events say why
     ├── ApiServerError     the API server refused us or cannot be reached
     ├── DaemonError        this node's daemon does not answer properly
     └── VirtualTtyError    a virtual tty cannot be created or controlled
@@ -45,6 +46,10 @@ class AllocationError(UsbPluginError):
         """Carry the status to return to the kubelet."""
         super().__init__(message)
         self.status = status
+
+
+class ClaimError(UsbPluginError):
+    """A ResourceClaim cannot be prepared; the message ends up in the pod's events."""
 
 
 class ApiServerError(UsbPluginError):

@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from usbplugin.inventory import Grant, GrantedPort
+from usbplugin.inventory.grant import claim_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from usbplugin.discovery import DeviceNumber
-    from usbplugin.inventory import Change, Holding, Inventory, Update
+    from usbplugin.inventory import Change, Device, HeldDevice, Holding, Inventory, Update
 
     Beforehand = Callable[[Sequence[Change]], None]
     """Does what has to be done before anybody hears of these changes."""
@@ -32,6 +33,11 @@ class ClaimedDevices:
         self._inventory = inventory
         self._carry_out = carry_out
         self._beforehand: Beforehand = lambda _: None
+        self.named: frozenset[str] = frozenset()
+        """The claims, as ``namespace/name``, whose devices containers have by the kubelet's word.
+        """
+        self.named_at = float("-inf")
+        """When the kubelet was asked for them; seconds of custody's clock."""
 
     def precede(self, beforehand: Beforehand) -> None:
         """Have claims kept true: called with each change before anybody else hears of it."""
@@ -66,6 +72,15 @@ class ClaimedDevices:
     def release(self, claim: str) -> None:
         """A claim has nothing any longer."""
         self._carry_out(lambda now: self._inventory().release(claim, now))
+
+    def hear(self, held: Iterable[HeldDevice], asked_at: float) -> None:
+        """These are all who hold a device, by the kubelet's word."""
+        self.named = frozenset(filter(None, (claim_of(one.key) for one in held)))
+        self.named_at = asked_at
+
+    def find(self, device_id: str) -> Device | None:
+        """The device of that ID, of whatever resource."""
+        return self._inventory().find(device_id)
 
     def holdings(self, device_id: str) -> tuple[Holding, ...]:
         """Who has a device, through whatever front."""

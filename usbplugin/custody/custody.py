@@ -157,7 +157,9 @@ class Custody:
 
     def hold(self, held: Iterable[HeldDevice], asked_at: float) -> None:
         """Take in who holds what, by the kubelet's word."""
-        self._carry_out(self._inventory.hold(held, asked_at, self._clock()))
+        listed = list(held)
+        self.claimed.hear(listed, asked_at)
+        self._carry_out(self._inventory.hold(listed, asked_at, self._clock()))
         self._save()
 
     async def notes(self) -> tuple[Grant, ...]:

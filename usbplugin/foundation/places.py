@@ -29,6 +29,11 @@ class Places:
     """``namespace/name`` of the pod usbplugin runs in; empty if unknown."""
 
     @property
+    def claims_dir(self) -> Path:
+        """What ResourceClaims were given; survives a reboot."""
+        return self.state_dir / "claims"
+
+    @property
     def control_socket(self) -> Path:
         """The socket of this node's daemon, open to root only."""
         return self.link_dir / "usbplugin.sock"

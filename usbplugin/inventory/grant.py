@@ -22,6 +22,11 @@ def claim_key(claim: str, device_name: str) -> GrantKey:
     return f"claim {claim}", device_name
 
 
+def claim_of(key: GrantKey) -> str:
+    """The claim that has it, as ``namespace/name``; empty if it was not given through one."""
+    return key[0].removeprefix("claim ") if key[0].startswith("claim ") else ""
+
+
 class GrantedPort(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a container was given for one port."""
 
