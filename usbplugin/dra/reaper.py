@@ -60,6 +60,8 @@ class Reaper:
         self._interval = interval
         self._nobodys: dict[str, float] = {}
         """By UID, when the kubelet was asked and did not name a claim, the first time in a row."""
+        self._lost: dict[str, float] = {}
+        """By name, when the kubelet was asked and named a claim of which we know nothing."""
 
     async def run(self) -> None:
         """Look now and then, until cancelled; as long as nothing is prepared, at nothing."""
@@ -84,8 +86,14 @@ class Reaper:
                 await self._forget(ClaimRef(uid, claim.namespace, claim.name))
         for uid in self._nobodys.keys() - self._preparer.claims.keys():
             del self._nobodys[uid]
-        for name in sorted(claimed.named - prepared):
-            await self._recover(*name.partition("/")[::2])
+        await self._recover_lost(claimed.named - prepared, claimed.named_at)
+
+    async def _recover_lost(self, lost: frozenset[str], asked_at: float) -> None:
+        """Prepare again what two answers of the kubelet's name: one may be older than the loss."""
+        for name in lost & self._lost.keys():
+            if asked_at > self._lost[name]:
+                await self._recover(*name.partition("/")[::2])
+        self._lost = {name: self._lost.get(name, asked_at) for name in lost}
 
     async def _forget(self, ref: ClaimRef) -> None:
         """Unprepare a claim if it is certainly gone; while nobody says so, it is kept."""
