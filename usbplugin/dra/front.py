@@ -142,7 +142,6 @@ class DraFront:
 
     async def run(self) -> None:
         """Be found and serve until ``close``; then drain, and be found no longer."""
-        self._closing = False
         self._registry.remove_dead_sockets(SOCKETS)
         while not self._closing:
             path = self._registry.new_socket(SOCKETS)
@@ -174,7 +173,7 @@ class DraFront:
         """Wait until closing, or until somebody has deleted the socket."""
         while not self._closing:
             self._wake.clear()
-            if not path.exists():
+            if not _is_there(path):
                 _log.info("beginning a new socket", extra=fields(reason=f"{path} was deleted"))
                 return
             await self._wake.wait()
@@ -247,3 +246,7 @@ class DraFront:
         if state is not self.state:
             self.state = state
             self._on_state()
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists()
