@@ -367,6 +367,7 @@ class Inventory:
             holders=self._book.holders(device_id),
             also_listed=self._standings.outdated_ids(record),
             has_twin=record.has_twin,
+            has_moved=record.has_moved,
         )
         return device, self._state(record)
 
