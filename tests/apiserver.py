@@ -92,7 +92,7 @@ class FakeApiServer:
         """When slices were really changed, and which."""
         self.connections = 0
         self.interfere: Callable[[Asked], Answer | None] = lambda asked: None
-        """Asked first: its answer, if any, is given in place of the right one. May raise HangUpError."""
+        """Asked first: its answer, if any, is given in place of the right one. May hang up."""
         self.delay: Callable[[Asked], float] = lambda asked: 0.0
         """For how many seconds a request is left waiting before it is looked at."""
         self._port = 0

@@ -69,10 +69,6 @@ class Pool(msgspec.Struct, frozen=True):
             return msgspec.structs.replace(arranged, generation=generation)
         return arranged
 
-    def names_in(self, number: int) -> list[str]:
-        """The devices of a slice, in the order in which they are written."""
-        return sorted(name for name, place in self.places.items() if place == number)
-
 
 class PoolRef(msgspec.Struct, frozen=True, rename="camel"):
     """To which pool a slice belongs."""
@@ -121,23 +117,29 @@ def slice_name(node: str, number: int) -> str:
     return f"{node}-{DRIVER}-{number}"
 
 
-def slice_of(
-    pool: Pool, number: int, entries: Mapping[str, Entry], node: str, node_uid: str
-) -> ResourceSlice:
-    """One slice of the pool.
+def slices_of(
+    pool: Pool, entries: Mapping[str, Entry], node: str, node_uid: str
+) -> list[ResourceSlice]:
+    """All slices of the pool, each at its number.
 
     Args:
         pool: How devices are divided.
-        number: Which slice, from 0.
         entries: By name, what is said of each device; one that is missing is left out.
         node: The node's name, which is the pool's too.
         node_uid: The Node's UID.
     """
-    devices = tuple(entries[name] for name in pool.names_in(number) if name in entries)
-    return ResourceSlice(
-        Metadata(slice_name(node, number), (OwnerReference(node, node_uid),)),
-        SliceSpec(DRIVER, node, PoolRef(node, pool.generation, pool.count), devices),
-    )
+    devices: list[list[Entry]] = [[] for _ in range(pool.count)]
+    for name in sorted(pool.places.keys() & entries.keys()):
+        devices[pool.places[name]].append(entries[name])
+    owners = (OwnerReference(node, node_uid),)
+    reference = PoolRef(node, pool.generation, pool.count)
+    return [
+        ResourceSlice(
+            Metadata(slice_name(node, number), owners),
+            SliceSpec(DRIVER, node, reference, tuple(found)),
+        )
+        for number, found in enumerate(devices)
+    ]
 
 
 def dropped_fields(sent: Collection[Entry], kept: Mapping[str, Mapping[str, object]]) -> set[str]:
