@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from usbplugin.dra.device import entry_of
-from usbplugin.dra.slices import slices_of
+from usbplugin.dra.slices import MOST_SLICES, slices_of
 from usbplugin.dra.taints import Effect, Taint, eviction_at, taints_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from usbplugin.dra.contracts import PublishedDevice
     from usbplugin.dra.device import Entry
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 
 class Plan:
-    """The slices of a pool: as wanted, as acknowledged, and in which order to go from one to the
-    other.
-    """
+    """The slices of a pool: as wanted, as acknowledged, and what to apply next."""
 
     def __init__(self) -> None:
         """Begin with nothing wanted, and nothing acknowledged."""
@@ -50,19 +48,14 @@ class Plan:
         """How many slices the API server has."""
         return len(self._acknowledged)
 
-    @property
-    def has_taints(self) -> bool:
-        """Whether any device has one now."""
-        return any(taints for _, taints, _ in self._entries.values())
-
     def want(self, devices: Iterable[PublishedDevice]) -> None:
         """These are all devices."""
         self._devices = {device.name: device for device in devices}
 
-    def next_eviction(self, now: float) -> float | None:
-        """When time alone will change a taint, in seconds of the Unix epoch."""
+    def next_eviction(self, after: float) -> float | None:
+        """When time alone changes a taint next, in seconds of the Unix epoch."""
         moments = (eviction_at(device) for device in self._devices.values())
-        return min((moment for moment in moments if moment and moment > now), default=None)
+        return min((at for at in moments if at is not None and at > after), default=None)
 
     def draw(self, pool: Pool, node: str, node_uid: str, now: float) -> None:
         """Decide what each slice is to say now."""
@@ -87,9 +80,9 @@ class Plan:
         self._entries[device.name] = (device, taints, entry)
         return entry
 
-    def confirm(self) -> None:
-        """Somebody may have deleted or edited any slice: each is to be applied again."""
-        self._to_confirm = set(range(len(self.wanted)))
+    def confirm(self, besides: Collection[int] = ()) -> None:
+        """Somebody may have deleted or edited any slice: each is to be applied again, but these."""
+        self._to_confirm = set(range(MOST_SLICES)) - set(besides)
 
     @property
     def differs(self) -> bool:
@@ -115,7 +108,7 @@ class Plan:
         ]
         if changed:
             return max(changed, key=lambda number: (self._evictions(number), -number))
-        return min(self._to_confirm & set(range(len(self.wanted))), default=None)
+        return min((n for n in self._to_confirm if n < len(self.wanted)), default=None)
 
     def _evictions(self, number: int) -> int:
         """How many more devices have NoExecute than the API server knows of."""

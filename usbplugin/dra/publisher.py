@@ -73,6 +73,11 @@ class SlicePublisher:
         self._has_begun = False
         self._is_outdated = False
         """Whether what is wanted has to be drawn anew."""
+        self._drawn_at = 0.0
+        self._is_unfinished = False
+        """Whether the last pass failed."""
+        self._applied: set[int] = set()
+        """The slices of which this pass has heard."""
         self._looks = Looks(steady())
         self._bucket = Bucket(steady())
         self._backoff = Backoff()
@@ -86,17 +91,18 @@ class SlicePublisher:
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()
         self._changed_at: float | None = None
-        self._unpublished_since: float | None = None
+        self._unpublished_since: float | None = clock()
         self._problem = ""
         self._dropped: set[str] = set()
 
     @property
     def publication(self) -> Publication:
         """How far the API server has heard of it all."""
-        refused = self._plan.refused
-        problem = self._problem or (
-            f"the API server refuses {', '.join(refused)}: see the log" if refused else ""
-        )
+        problem = self._problem
+        if not self._has_begun:
+            problem = problem or "nothing is published until every source has listed its ports"
+        elif refused := self._plan.refused:
+            problem = problem or f"the API server refuses {', '.join(refused)}: see the log"
         return Publication(
             self._plan.acknowledged,
             self._unpublished_since,
@@ -131,12 +137,12 @@ class SlicePublisher:
 
     async def run(self) -> None:
         """Publish until cancelled."""
+        self._observer.dra_unpublished(self._unpublished_since)
         while True:
             await self._wait()
             async with self._turn:
                 if not self._has_begun:
                     continue  # withdrawn meanwhile
-                self._bucket.take(self._steady())
                 try:
                     await self._pass()
                 except ApiServerError as error:
@@ -151,14 +157,16 @@ class SlicePublisher:
             ApiServerError: it did not work.
         """
         self._has_begun = False
+        self._plan.want(())
+        self._is_outdated = True
         async with self._turn:
-            self._plan.want(())
-            self._is_outdated = True
             self._leftovers_from = 0
             await self._delete_leftovers()
             self._plan.forget_all()
             self._uids.clear()
             self._leftovers_from = 0
+            self._is_unfinished = False
+            self._problem = ""
             self._tell_unpublished(is_published=True)
             _log.info("ResourceSlices deleted", extra=fields(node=self._node))
 
@@ -180,38 +188,37 @@ class SlicePublisher:
         """When to write next, on the steady clock; None if nobody knows."""
         if not self._has_begun:
             return None
-        wall = self._clock()
         moments = [self._looks.next]
-        if self._is_outdated or self._plan.differs:
+        if self._is_outdated or self._is_unfinished:
             moments.append(now)
-        if (eviction := self._plan.next_eviction(wall)) is not None:
-            moments.append(now + eviction - wall)
+        if (eviction := self._plan.next_eviction(self._drawn_at)) is not None:
+            moments.append(now + eviction - self._clock())
         return max(min(moments), self._not_before, self._bucket.ready_at(now))
 
     async def _pass(self) -> None:
         """Bring the API server up to date."""
+        self._applied.clear()
         if self._looks.take(self._steady()):
             self._plan.confirm()
+            self._is_outdated = True  # another instance may have divided the devices anew
         if not self._node_uid:
             await self._read_node()
-        count = 0
         while (number := self._next_slice()) is not None:
+            if not self._applied:
+                self._bucket.take(self._steady())
             await self._apply(number, self._plan.wanted[number])
-            count += 1
         await self._delete_excess()
         if self._is_uid_old:
             await self._read_node()  # after the slices: an eviction does not wait for it
-        if count and self._changed_at is not None:
-            self._observer.dra_published(count, self._steady() - self._changed_at)
+        if self._changed_at is not None and self._applied:
+            self._observer.dra_published(len(self._applied), self._steady() - self._changed_at)
 
     def _next_slice(self) -> int | None:
         """The slice to apply next, by the newest that is known."""
-        eviction = self._plan.next_eviction(self._drawn_at) if self._plan.wanted else None
+        eviction = self._plan.next_eviction(self._drawn_at)
         if self._is_outdated or (eviction is not None and eviction <= self._clock()):
             self._draw()
         return self._plan.next_slice()
-
-    _drawn_at = 0.0
 
     def _draw(self) -> None:
         self._is_outdated = False
@@ -222,6 +229,7 @@ class SlicePublisher:
             self._pool_file.save(pool)
         self._plan.draw(pool, self._node, self._node_uid, self._drawn_at)
         if self._plan.differs:
+            self._changed_at = self._changed_at or self._steady()
             self._tell_unpublished(is_published=False)
 
     async def _apply(self, number: int, wanted: ResourceSlice) -> None:
@@ -236,10 +244,9 @@ class SlicePublisher:
             raise
         self._heed_drops(wanted, applied)
         if asks:
-            if self._plan.keeps_taints is None:
-                self._plan.keeps_taints = True
             return
         self._plan.acknowledge(number, wanted)
+        self._applied.add(number)
         uid = applied.metadata.uid
         if self._uids.setdefault(number, uid) != uid:
             self._uids[number] = uid
@@ -274,12 +281,13 @@ class SlicePublisher:
             self._is_outdated = True
         elif "taints" not in dropped and any(e.taints for e in wanted.spec.devices):
             self._dropped.discard("taints")
+            self._plan.keeps_taints = True
 
     def _recreated(self, name: str) -> None:
         _log.warning("a ResourceSlice had been deleted; it is back", extra=fields(slice=name))
         self._observer.dra_recreated(name)
         self._is_uid_old = True
-        self._plan.confirm()  # where one has gone, others may have
+        self._plan.confirm(besides=self._applied)  # where one has gone, others may have
 
     async def _read_node(self) -> None:
         """Learn who owns the slices: those of a Node that was deleted are deleted too."""
@@ -305,6 +313,7 @@ class SlicePublisher:
             self._leftovers_from = self._leftovers_from + 1 if was_there else None
 
     def _failed(self, error: ApiServerError) -> None:
+        self._is_unfinished = True
         delay = self._backoff.delay(error)
         self._not_before = self._steady() + delay
         self._tell_unpublished(is_published=False)
@@ -318,6 +327,7 @@ class SlicePublisher:
         self._problem = problem
 
     def _succeeded(self) -> None:
+        self._is_unfinished = False
         self._backoff.reset()
         self._not_before = 0.0
         if self._problem:

@@ -78,7 +78,7 @@ class Backoff:
     """How long to wait after one more failure in a row.
 
     =====================================  ==========================================
-    no answer, 5xx, 409                    0.25 s, doubling up to 3 s: what has changed
+    no answer, 5xx, 409                    0.25 s, doubling up to 2 s: what has changed
                                            meanwhile is known soon after the server is
     429, 503 with Retry-After              what it says, up to five minutes
     any other one: 401, 403, 404, 422...   1 s, doubling up to a minute: somebody has to
@@ -99,7 +99,7 @@ class Backoff:
     def delay(self, error: ApiServerError) -> float:
         """Seconds to wait after this failure; part of them is chance, for the nodes are many."""
         passing = is_passing(error) or error.status == _CONFLICT
-        first, longest = (0.25, 3.0) if passing else (1.0, 60.0)
+        first, longest = (0.25, 2.0) if passing else (1.0, 60.0)
         delay = min(first * 2.0 ** min(self._failures, 16), longest)
         self._failures += 1
         delay *= random.uniform(0.7, 1.0)  # noqa: S311 -- spreads load, guards nothing
