@@ -91,7 +91,8 @@ class DraFront:
         self._evict_after: float | None = None
         self._health = ResourceHealth(pool)
         self._plugin = DraPlugin(preparer, observer)
-        self._heard = self._scheduled = self._closing = False
+        self._heard = self._scheduled = False
+        self._closing = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
         self.state = FrontState.CLOSED
@@ -143,19 +144,19 @@ class DraFront:
     async def run(self) -> None:
         """Be found and serve until ``close``; then drain, and be found no longer."""
         self._registry.remove_dead_sockets(SOCKETS)
-        while not self._closing:
+        while not self._closing.is_set():
             path = self._registry.new_socket(SOCKETS)
             async with self._serving(path):
                 self._enter(FrontState.WAITING)
                 await self._until_lost(path)
-                if self._closing:
+                if self._closing.is_set():
                     # While the kubelet still finds us: a call that is cut off is repeated late.
                     await self._plugin.drain(_DRAIN_PATIENCE)
         self._enter(FrontState.CLOSED)
 
     def close(self) -> None:
         """Make ``run`` return once no call is in flight."""
-        self._closing = True
+        self._closing.set()
         self._wake.set()
 
     async def withdraw(self) -> None:
@@ -171,7 +172,7 @@ class DraFront:
 
     async def _until_lost(self, path: Path) -> None:
         """Wait until closing, or until somebody has deleted the socket."""
-        while not self._closing:
+        while not self._closing.is_set():
             self._wake.clear()
             if not _is_there(path):
                 _log.info("beginning a new socket", extra=fields(reason=f"{path} was deleted"))
@@ -194,7 +195,7 @@ class DraFront:
         finally:
             self._registry.remove_socket(path)
             self._observer.dra_registered(is_registered=False)
-            if self._closing:
+            if self._closing.is_set():
                 self._health.close()
             await server.stop(_STOP_GRACE)
 

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_API_PATIENCE = 5.0
-_API_PAUSE = 0.2
 _RIVAL_PATIENCE = 10.0
 _RIVAL_PAUSE = 0.1
 
@@ -268,23 +266,18 @@ class Preparer:
             self._on_change()
 
     async def _read(self, ref: ClaimRef) -> bytes:
-        """What the API server says of the claim; the kubelet has just heard it from there itself.
+        """What the API server says of the claim.
 
         Raises:
-            ApiServerError: it was refused, or nobody has answered for five seconds.
+            ApiServerError: it was refused, or nobody has answered for a while.
             ClaimError: there is no such claim.
         """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + _API_PATIENCE
-        while True:
-            try:
-                return await self._reader.claim(ref)
-            except ApiServerError as error:
-                if error.status == 404:  # noqa: PLR2004 -- HTTP's
-                    raise ClaimError(f"claim {ref} is no more: delete the pod") from error
-                if error.status is not None or loop.time() >= deadline:
-                    raise
-            await asyncio.sleep(_API_PAUSE)
+        try:
+            return await self._reader.claim(ref)
+        except ApiServerError as error:
+            if error.status == 404:  # noqa: PLR2004 -- HTTP's
+                raise ClaimError(f"claim {ref} is no more: delete the pod") from error
+            raise
 
     def _know(self, claims: Mapping[str, PreparedClaim]) -> None:
         """These are all prepared claims: tell custody how that differs from what it knows."""

@@ -152,8 +152,7 @@ class Inventory:
             copy.health, copy.since = record.health, record.since
             # If the new rules give it another ID, nothing is left of this one.
             copy.listed, copy.was_listed = not record.present, record.listed
-        # What is published from now on are the differences.
-        successor._dirty |= successor._published.take_over(self._published)
+        successor._dirty |= successor._published.take_over(self._published)  # to tell differences
         return successor
 
     def settled_port(self, key: Key) -> Port:
@@ -175,7 +174,7 @@ class Inventory:
         return min(wakes, default=None)
 
     def apply(self, facts: Iterable[Fact], now: float) -> Update:
-        """Take in a batch of facts, at ``now`` (seconds of any clock that never goes back)."""
+        """Take in a batch of facts, at ``now`` (seconds of a clock that never goes back)."""
         self._presence.apply(facts, now)
         return self._conclude(now)
 
