@@ -16,7 +16,7 @@ def settle(options: argparse.Namespace) -> None:
     """What flags leave open, the environment and the machine decide."""
     # Only now, for what the environment says is none of the other commands' business, nor --help's.
     for name, choices in options.choices.items():
-        if getattr(options, name) not in choices:  # a flag's value has been looked at
+        if getattr(options, name) not in (None, *choices):  # a flag's value has been looked at
             variable = _variable(name)
             options.complain(
                 f"{variable}={os.environ[variable]}: expected one of {', '.join(choices)}"
@@ -112,10 +112,18 @@ def add_places(parser: argparse.ArgumentParser) -> None:
         parser,
         "--registry-dir",
         "DIR",
-        "the kubelet's plugin registry, used with registration: watcher",
+        "the kubelet's plugin registry, used with registration: watcher and with front: dra",
         default=str(places.registry_dir),
     )
     add(parser, "--cdi-dir", "DIR", "where CDI specs are written", default=str(places.cdi_dir))
+    add(parser, "--node-name", "NAME", "this node's name in the cluster, needed with front: dra")
+    add(
+        parser,
+        "--service-account",
+        "DIR",
+        "the token and the CA's certificate for the API server, used with front: dra",
+        default=str(places.service_account),
+    )
     add(
         parser,
         "--features-dir",

@@ -3,12 +3,13 @@
 Every error is one line naming the file, the key's path, what was expected and what was found.
 """
 
-from usbplugin.config.model import Config, Flapping, Registration, ResourceConfig, seconds
+from usbplugin.config.model import Config, Flapping, Front, Registration, ResourceConfig, seconds
 from usbplugin.config.reading import load, parse, parse_file
 
 __all__ = [
     "Config",
     "Flapping",
+    "Front",
     "Registration",
     "ResourceConfig",
     "load",

@@ -25,3 +25,5 @@ class Offer:
     """How often a device is offered."""
     cdi: bool = False
     """Whether a container is given CDI devices in place of device nodes."""
+    by_claim: bool = False
+    """Whether ResourceClaims give out its devices, and the device plugin does not."""

@@ -25,6 +25,11 @@ class Places:
     features_dir: Path = Path("/etc/kubernetes/node-feature-discovery/features.d")
     """What Node Feature Discovery's local source reads."""
 
+    service_account: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+    """The token with which the API server is asked, and whom to trust; used by the DRA front."""
+
+    node_name: str = ""
+    """Our Node at the API server; needed by the DRA front."""
     own_pod: str = ""
     """``namespace/name`` of the pod usbplugin runs in; empty if unknown."""
 
