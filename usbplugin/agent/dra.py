@@ -171,7 +171,7 @@ class DraPart:
         )
         self._reaper = Reaper(self._preparer, self._custody, cluster, self._refresh)
         self._publisher = publisher
-        self._custody.claimed.precede(self._preparer.make_true)
+        self._custody.claimed.precede(self._front.make_true)
         self._preparer.begin()
         self._apply(self._front, config)
         if self._heard:

@@ -29,7 +29,7 @@ from usbplugin.inventory.shares import device_of
 from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from usbplugin.custody import CdiDirectory, LinkDirectory, Offer, StateStore
     from usbplugin.discovery import Fact, Port
@@ -155,11 +155,10 @@ class Custody:
             self.heed(await self.notes())
         self.hold(listed, asked_at)
 
-    def hold(self, held: Iterable[HeldDevice], asked_at: float) -> None:
+    def hold(self, held: Collection[HeldDevice], asked_at: float) -> None:
         """Take in who holds what, by the kubelet's word."""
-        listed = list(held)
-        self.claimed.hear(listed, asked_at)
-        self._carry_out(self._inventory.hold(listed, asked_at, self._clock()))
+        self.claimed.hear(held, asked_at)
+        self._carry_out(self._inventory.hold(held, asked_at, self._clock()))
         self._save()
 
     async def notes(self) -> tuple[Grant, ...]:
@@ -337,6 +336,7 @@ class Custody:
 
     def _change(self, change: Callable[[float], Update]) -> None:
         self._carry_out(change(self._clock()))
+        self._changed.beat()  # a container may have it soon
 
     def _carry_out(self, update: Update, noticed: float | None = None) -> None:
         update = self._make_true(update)

@@ -22,12 +22,13 @@ from usbplugin.kubelet.directory import unix_target
 from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
     from pathlib import Path
 
     from usbplugin.custody import Offer
     from usbplugin.dra.contracts import DraObserver, PublishedDevice, Publisher
     from usbplugin.dra.preparer import Custody, Preparer
+    from usbplugin.inventory import Change
     from usbplugin.kubelet import PluginDirectory
 
 _log = logging.getLogger(__name__)
@@ -98,12 +99,12 @@ class DraFront:
         self.state = FrontState.CLOSED
         self.refusal = ""
         """Why the kubelet refused us; empty if it did not."""
-        self._listed: tuple[PublishedDevice, ...] = ()
+        self._listed: tuple[PublishedDevice, ...] | None = None
 
     @property
     def published(self) -> tuple[PublishedDevice, ...]:
         """All devices as they were published last."""
-        return self._listed
+        return self._listed or ()
 
     @property
     def is_draining(self) -> bool:
@@ -120,6 +121,11 @@ class DraFront:
         self._offers = {offer.resource: offer for offer in offers}
         self._evict_after = evict_after
         self._preparer.offer(self._offers.values())
+        self.changed()
+
+    def make_true(self, changes: Sequence[Change]) -> None:
+        """Devices have changed: see to what containers are given before anybody hears of it."""
+        self._preparer.make_true(changes)
         self.changed()
 
     def heard(self) -> None:
@@ -161,7 +167,7 @@ class DraFront:
 
     async def withdraw(self) -> None:
         """No resource is this front's any longer, and no claim: take back what was published."""
-        self._listed = ()
+        self._listed = None
         try:
             await self._publisher.withdraw()
         except ApiServerError as error:

@@ -75,8 +75,10 @@ class GrantBook:
 
     def awaits_holders(self, device_id: str, *, is_ready: bool) -> bool:
         """Whether the kubelet's next word on who holds a device will decide something."""
-        # What claims have is theirs until they are unprepared, whatever the kubelet says.
-        holdings = [h for h in self._of.get(device_id, {}).values() if not h.claim]
+        # What claims have is theirs until they are unprepared, whatever the kubelet says; it names
+        # their pods, for people.
+        all_of_it = self._of.get(device_id, {}).values()
+        holdings = [one for one in all_of_it if not one.claim or self._is_fresh(one)]
         if any(holding.holders for holding in holdings):
             # One more holder may have come since.
             return not is_ready or any(map(self._is_fresh, holdings))
@@ -93,12 +95,12 @@ class GrantBook:
         own = msgspec.structs.replace(grant, boot=self._boot)
         self._put(Holding(device_id, own.key, own, granted_at=now))
 
-    def prepare(self, device_id: str, grant: Grant) -> None:
+    def prepare(self, device_id: str, grant: Grant, now: float) -> None:
         """A claim has this of a device until it is released."""
         known = self.find(grant.key)
         own = msgspec.structs.replace(grant, boot=self._boot)
         if known is None or (known.device_id, known.grant) != (device_id, own):
-            self._put(Holding(device_id, own.key, own, known.holders if known else ()))
+            self._put(Holding(device_id, own.key, own, known.holders if known else (), now))
 
     def release(self, claim: str) -> None:
         """A claim has nothing any longer."""

@@ -204,7 +204,7 @@ class Inventory:
         if device_id not in self._records and is_device_id(device_id):
             self._take_in(device_id, grant.resource)
         if device_id in self._records:
-            self._book.prepare(device_id, grant)
+            self._book.prepare(device_id, grant, now)
         return self._conclude(now)
 
     def release(self, claim: str, now: float) -> Update:
