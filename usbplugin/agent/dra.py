@@ -70,7 +70,8 @@ class DraPart:
         self._front: DraFront | None = None
         self._preparer: Preparer | None = None
         self._server: ApiServer | None = None
-        self._heard = False
+        self._config: Config | None = None
+        self._heard = self._closing = False
         self._start: Callable[[], None] = lambda: None
         self._serving: asyncio.Task[None] | None = None
         self._helpers: list[asyncio.Task[None]] = []
@@ -86,6 +87,7 @@ class DraPart:
         Raises:
             ConfigError: something is missing without which there can be none.
         """
+        self._config = config
         if config.uses_dra or _has_any(self._places.claims_dir):
             self._build(config)
 
@@ -102,6 +104,7 @@ class DraPart:
 
     def configure(self, config: Config) -> None:
         """Go on under another configuration: build a front, or have it drain."""
+        self._config = config
         if self._front is not None:
             self._apply(self._front, config)
         elif config.uses_dra:
@@ -119,6 +122,7 @@ class DraPart:
 
     async def close(self) -> None:
         """Drain and end the front, if there is one; what was published stays."""
+        self._closing = True
         if self._front is not None and self._serving is not None:
             self._front.close()
             await asyncio.wait({self._serving}, timeout=_CLOSE_TIMEOUT)
@@ -187,7 +191,7 @@ class DraPart:
         self._preparer.attend()
         front = self._front
         self._serving = help_(PART, front.run)
-        self._serving.add_done_callback(lambda _: self._served(front))
+        self._serving.add_done_callback(self._served)
         self._helpers = [
             help_(_PUBLISHER, self._publisher.run),
             help_(_REAPER, self._reaper.run),
@@ -198,10 +202,15 @@ class DraPart:
         if self._front is not None:
             self._front.changed()
 
-    def _served(self, front: DraFront) -> None:
-        """It has ended: if that was because nobody needs it any longer, forget it."""
-        if self._front is front and front.is_done:
-            self._serving = asyncio.get_running_loop().create_task(self._end())
+    def _served(self, task: asyncio.Task[None]) -> None:
+        """It has ended by itself: forget it, unless it was asked for again in the meantime."""
+        if not self._closing and not task.cancelled():
+            self._serving = asyncio.get_running_loop().create_task(self._renew())
+
+    async def _renew(self) -> None:
+        await self._end()
+        if self._config is not None:
+            self.configure(self._config)
 
     async def _end(self) -> None:
         for task in self._helpers:

@@ -148,7 +148,10 @@ class DraFront:
         self._wake.set()
 
     async def run(self) -> None:
-        """Be found and serve until ``close``; then drain, and be found no longer."""
+        """Be found and serve until ``close``; then drain, and be found no longer.
+
+        It ends by itself once nobody needs it: no resource is its own, and no claim is prepared.
+        """
         self._registry.remove_dead_sockets(SOCKETS)
         while not self._closing.is_set():
             path = self._registry.new_socket(SOCKETS)
@@ -158,6 +161,8 @@ class DraFront:
                 if self._closing.is_set():
                     # While the kubelet still finds us: a call that is cut off is repeated late.
                     await self._plugin.drain(_DRAIN_PATIENCE)
+        if self.is_done:
+            await self._withdraw()
         self._enter(FrontState.CLOSED)
 
     def close(self) -> None:
@@ -165,8 +170,8 @@ class DraFront:
         self._closing.set()
         self._wake.set()
 
-    async def withdraw(self) -> None:
-        """No resource is this front's any longer, and no claim: take back what was published."""
+    async def _withdraw(self) -> None:
+        """Take back what was published."""
         self._listed = None
         try:
             await self._publisher.withdraw()
@@ -219,7 +224,9 @@ class DraFront:
 
     def _publish(self) -> None:
         self._scheduled = False
-        if not self._heard:
+        if self.is_done:
+            self.close()
+        if not self._heard or self._closing.is_set():
             return
         now = self._wall()
         if self._preparer.missed:
