@@ -174,6 +174,8 @@ def test_a_release_can_move_its_nodes_from_one_front_to_the_other() -> None:
     assert [one["metadata"]["name"] for one in of_kind("DeviceClass", manifests)] == [
         "serial.usbplugin"
     ]
+    by_config = load(helm_template("dra.enabled=true", "config.front=dra"))
+    assert len(list(of_kind("DeviceClass", by_config))) == 1
     back = load(helm_template("dra.enabled=true", "dra.front=device-plugin"))
     assert not list(of_kind("DeviceClass", back))
 

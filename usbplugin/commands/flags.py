@@ -21,14 +21,14 @@ def settle(options: argparse.Namespace) -> None:
             options.complain(
                 f"{variable}={os.environ[variable]}: expected one of {', '.join(choices)}"
             )
-    if "udev" not in options:
-        return
-    flags = (options.config, options.device_dir, options.udev)
-    # Who says where to look means to look there, and not to ask a daemon that looks elsewhere.
-    options.direct = options.direct or any(flag is not None for flag in flags)
-    options.config = options.config or os.environ.get(_variable("--config"))
-    if options.udev is None:
-        options.udev = _default_udev(options)
+    if "udev" in options:
+        flags = (options.config, options.device_dir, options.udev)
+        # Who says where to look means to look there, and not to ask a daemon that looks elsewhere.
+        options.direct = options.direct or any(flag is not None for flag in flags)
+        if options.udev is None:
+            options.udev = _default_udev(options)
+    if "config" in options:
+        options.config = options.config or os.environ.get(_variable("--config"))
 
 
 def add(
@@ -62,6 +62,17 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the configuration file; without one, every port is a usbplugin/serial"
         f" (${_variable('--config')})",
+    )
+
+
+def add_front(parser: argparse.ArgumentParser) -> None:
+    """``--front``."""
+    add(
+        parser,
+        "--front",
+        None,
+        "through what devices are given to pods, whatever the configuration says",
+        choices=("device-plugin", "dra"),
     )
 
 

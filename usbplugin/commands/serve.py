@@ -22,13 +22,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_config(parser)
     flags.add_sources(parser)
     flags.add_places(parser)
-    flags.add(
-        parser,
-        "--front",
-        None,
-        "through what devices are given to pods, whatever the configuration says",
-        choices=("device-plugin", "dra"),
-    )
+    flags.add_front(parser)
     flags.add(
         parser,
         "--http-address",
