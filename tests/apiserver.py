@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import h11
 
 from tests.certificates import Authority
-from usbplugin.dra.apiserver import Access
+from usbplugin.dra.access import Access
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ from tests.deploy.manifests import (
     rendered,
 )
 from usbplugin.config import parse
-from usbplugin.dra.apiserver import SERVICE_ACCOUNT
+from usbplugin.dra.access import SERVICE_ACCOUNT
 from usbplugin.dra.classes import device_class
 
 if TYPE_CHECKING:

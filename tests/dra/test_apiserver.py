@@ -11,7 +11,8 @@ import pytest
 from tests.apiserver import NODE, TOKEN, Answer, FakeApiServer, HangUpError, status, wait_until
 from tests.certificates import Authority
 from usbplugin.dra import cluster as cluster_module
-from usbplugin.dra.apiserver import Access, ApiServer
+from usbplugin.dra.access import Access
+from usbplugin.dra.apiserver import ApiServer
 from usbplugin.dra.cluster import Cluster, RefusedError
 from usbplugin.dra.contracts import ClaimRef
 from usbplugin.errors import ApiServerError
@@ -281,3 +282,18 @@ def test_a_pod_knows_where_the_api_server_is(environment: dict[str, str], author
 def test_outside_of_a_pod_the_message_says_so() -> None:
     with pytest.raises(ApiServerError, match="needs to run in a pod"):
         Access.in_cluster({})
+
+
+def test_a_url_says_where_it_is() -> None:
+    assert Access.of("https://[fd00::1]:6443/").authority == "[fd00::1]:6443"
+    assert Access.of("https://example.net").port == 443
+    assert Access.of("http://127.0.0.1:8001").is_plain
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "example.net", "https://", "https://a:b", "ftp://a", "https://a/b", "http://10.0.0.1:80"],
+)
+def test_a_url_that_leads_nowhere_or_shows_the_token_is_refused(url: str) -> None:
+    with pytest.raises(ApiServerError, match="https://"):
+        Access.of(url)

@@ -130,7 +130,8 @@ class DraPart:
 
     def _build(self, config: Config) -> None:
         # Only here: most never need it.
-        from usbplugin.dra.apiserver import Access, ApiServer
+        from usbplugin.dra.access import Access
+        from usbplugin.dra.apiserver import ApiServer
         from usbplugin.dra.claims import ClaimStore
         from usbplugin.dra.cluster import Cluster
         from usbplugin.dra.front import DraFront
@@ -145,7 +146,10 @@ class DraPart:
         if not node:
             raise ConfigError("front: dra needs to know this node's name: set --node-name")
         try:
-            access = Access.in_cluster(directory=self._places.service_account)
+            if url := self._places.api_server:
+                access = Access.of(url, self._places.service_account)
+            else:
+                access = Access.in_cluster(directory=self._places.service_account)
         except ApiServerError as error:
             raise ConfigError(str(error)) from error
         observer = self._metrics.dra = DraMetrics()

@@ -130,6 +130,13 @@ def add_places(parser: argparse.ArgumentParser) -> None:
     add(parser, "--node-name", "NAME", "this node's name in the cluster, needed with front: dra")
     add(
         parser,
+        "--api-server",
+        "URL",
+        "the API server, if not where a pod's environment says; http:// to this machine alone, as"
+        " with kubectl proxy",
+    )
+    add(
+        parser,
         "--service-account",
         "DIR",
         "the token and the CA's certificate for the API server, used with front: dra",

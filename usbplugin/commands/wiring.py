@@ -80,6 +80,7 @@ def places_of(options: argparse.Namespace) -> Places:
         state_dir=Path(options.state_dir),
         cdi_dir=Path(options.cdi_dir),
         features_dir=Path(options.features_dir),
+        api_server=options.api_server or "",
         service_account=Path(options.service_account),
         node_name=options.node_name or "",
         own_pod=own_pod,

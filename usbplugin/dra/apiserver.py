@@ -7,11 +7,9 @@ costs that request and nothing else. It knows nothing of what is asked; see ``cl
 from __future__ import annotations
 
 import asyncio
-import os
 import ssl
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import h11
@@ -21,10 +19,9 @@ from usbplugin import __version__
 from usbplugin.errors import ApiServerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-"""Where a pod's token and the cluster's CA are mounted."""
+    from usbplugin.dra.access import Access
 
 REQUEST_SECONDS = 10.0
 """A request, its connection included."""
@@ -35,42 +32,6 @@ _LONGEST_BODY = 16 * 1024 * 1024
 _MOST_IDLE = 2
 """Connections that are kept: one for slices, and one for a claim in the meantime."""
 _UNAUTHORIZED = 401
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """Where the API server is, and what opens it."""
-
-    host: str
-    port: int
-    token_file: Path
-    ca_file: Path
-
-    @classmethod
-    def in_cluster(
-        cls, environment: Mapping[str, str] = os.environ, directory: Path = SERVICE_ACCOUNT
-    ) -> Access:
-        """What the kubelet tells a container of it.
-
-        Raises:
-            ApiServerError: it tells nothing: this is no pod.
-        """
-        host = environment.get("KUBERNETES_SERVICE_HOST", "").strip("[]")
-        port = environment.get("KUBERNETES_SERVICE_PORT_HTTPS") or environment.get(
-            "KUBERNETES_SERVICE_PORT", "443"
-        )
-        if not host or not port.isdecimal():
-            raise ApiServerError(
-                None,
-                "KUBERNETES_SERVICE_HOST and _PORT do not say where the API server is: front: dra"
-                " needs to run in a pod",
-            )
-        return cls(host, int(port), directory / "token", directory / "ca.crt")
-
-    @property
-    def authority(self) -> str:
-        """Host and port as in a URL."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +181,7 @@ class ApiServer:
             await self.open()
 
     async def _connect(self) -> _Connection:
-        context = self._context()
+        context = None if self._access.is_plain else self._context()
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 _, connection = await asyncio.get_running_loop().create_connection(
@@ -228,7 +189,7 @@ class ApiServer:
                     self._access.host,
                     self._access.port,
                     ssl=context,
-                    server_hostname=self._access.host,
+                    server_hostname=self._access.host if context else None,
                 )
         except TimeoutError as error:
             raise self._error(f"cannot be reached within {CONNECT_SECONDS:g} s") from error

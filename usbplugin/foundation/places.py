@@ -28,6 +28,8 @@ class Places:
     service_account: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount")
     """The token with which the API server is asked, and whom to trust; used by the DRA front."""
 
+    api_server: str = ""
+    """Its URL; empty if it is where a pod's environment says."""
     node_name: str = ""
     """Our Node at the API server; needed by the DRA front."""
     own_pod: str = ""
