@@ -351,6 +351,12 @@ def test_the_demo_holds() -> None:
     assert "11 of 11 checks passed" in result.stdout
 
 
+def test_the_demo_of_the_dra_driver_holds() -> None:
+    result = run("demo", "--dra")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "12 of 12 checks passed" in result.stdout
+
+
 def test_the_demo_as_an_ordinary_user() -> None:
     if os.getuid() == 0:
         pytest.skip("runs as root: test_the_demo_holds shows an ordinary user's run elsewhere")

@@ -182,9 +182,15 @@ class _Counted:
 class ResourceHealth(health_rpc.DRAResourceHealthServicer):
     """Streams the devices' health: the whole list on each change, and again now and then."""
 
-    def __init__(self, pool: str, interval: float = HEALTH_INTERVAL) -> None:
-        """Tell of the devices of ``pool``, every ``interval`` seconds at least."""
+    def __init__(
+        self,
+        pool: str,
+        interval: float = HEALTH_INTERVAL,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """Tell of the devices of ``pool``, every ``interval`` seconds at least, by this clock."""
         self._pool = pool
+        self._wall = wall
         self._interval = interval
         self._message: health.NodeWatchResourcesResponse | None = None
         self._edition = 0
@@ -215,7 +221,7 @@ class ResourceHealth(health_rpc.DRAResourceHealthServicer):
         while not self._closed:
             edition = self._edition
             if self._message is not None:
-                yield _as_of(self._message, int(time.time()))
+                yield _as_of(self._message, int(self._wall()))
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._interval):
                     while self._edition == edition and not self._closed:
