@@ -61,6 +61,7 @@ class Books:
         self.unpublished: list[float | None] = []
         self.recreated: list[str] = []
         self.dropped: list[str] = []
+        self.tainted: list[tuple[str, str, tuple[str, ...]]] = []
 
     def dra_registered(self, *, is_registered: bool) -> None:
         pass
@@ -82,6 +83,12 @@ class Books:
 
     def dra_dropped(self, field: str) -> None:
         self.dropped.append(field)
+
+    def dra_refused(self, claim: str, reason: str) -> None:
+        pass
+
+    def dra_tainted(self, device: str, resource: str, taints: tuple[str, ...]) -> None:
+        self.tainted.append((device, resource, taints))
 
 
 class Life:
@@ -210,6 +217,10 @@ async def test_a_replug_in_time_evicts_nobody(life: Life, fake: FakeApiServer) -
     await life.publish(devices(1))
     await asyncio.sleep(0.4)
     assert fake.taints("tty-0000") == []
+    assert life.books.tainted == [
+        ("tty-0000", "usbplugin/serial", ("unplugged:NoSchedule",)),
+        ("tty-0000", "usbplugin/serial", ()),
+    ]
 
 
 async def test_a_flood_of_changes_is_a_trickle_of_writes(life: Life, fake: FakeApiServer) -> None:

@@ -125,6 +125,7 @@ class Agent:
             places,
             self._sockets_in(places.registry_dir),
             self._metrics,
+            self._journal.history,
             self._holders.refresh,
             self._show_readiness,
         )
@@ -139,6 +140,7 @@ class Agent:
             self._parts,
             self._journal.listed_at,
             self._holders.refresh,
+            self._dra.view,
         )
         self._listeners = Listeners(self._status, self._metrics, self._journal.history)
         self._early: list[Fact] | None = []

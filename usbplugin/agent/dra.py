@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from usbplugin.errors import ApiServerError, ConfigError
 from usbplugin.foundation.boot import boot_id
+from usbplugin.status.dra import FRONT, PUBLISHER, REAPER, DraJournal, DraView
 from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from usbplugin.dra.preparer import Preparer
     from usbplugin.foundation.places import Places
     from usbplugin.kubelet import PluginDirectory
+    from usbplugin.status.history import History
     from usbplugin.telemetry.metrics import Metrics
 
     Help = Callable[[str, Callable[[], Awaitable[None]]], asyncio.Task[None]]
@@ -32,9 +35,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-PART = "DRA front"
-_PUBLISHER = "DRA publisher"
-_REAPER = "DRA claims"
 _CLOSE_TIMEOUT = 25.0
 
 
@@ -47,6 +47,7 @@ class DraPart:
         places: Places,
         registry: PluginDirectory,
         metrics: Metrics,
+        history: History,
         refresh: Callable[[], Awaitable[None]],
         on_state: Callable[[], None],
     ) -> None:
@@ -57,6 +58,7 @@ class DraPart:
             places: Where on this node things are.
             registry: Where the kubelet finds sockets.
             metrics: Show what happens, while there is a front.
+            history: Remembers what happens.
             refresh: Has the kubelet asked who holds what.
             on_state: Called when the front's state changes.
         """
@@ -65,6 +67,7 @@ class DraPart:
         self.registry = registry
         """Where the kubelet finds sockets."""
         self._metrics = metrics
+        self._history = history
         self._refresh = refresh
         self._on_state = on_state
         self._front: DraFront | None = None
@@ -80,6 +83,23 @@ class DraPart:
     def front(self) -> DraFront | None:
         """The front, if there is one."""
         return self._front
+
+    def view(self) -> DraView | None:
+        """Where the front stands; None if there is none."""
+        if (front := self._front) is None:
+            return None
+        from usbplugin.dra.front import FrontState
+        from usbplugin.dra.taints import taints_of
+
+        publication, now = self._publisher.publication, time.time()
+        return DraView(
+            front.state is FrontState.REGISTERED,
+            front.state.value + (f": {front.refusal}" if front.refusal else ""),
+            publication.slices,
+            publication.problem,
+            publication.dropped_fields,
+            {one.device.id: tuple(map(str, taints_of(one, now))) for one in front.published},
+        )
 
     def begin(self, config: Config) -> None:
         """Build a front if the configuration asks for one, or an earlier one has left claims.
@@ -152,7 +172,8 @@ class DraPart:
                 access = Access.in_cluster(directory=self._places.service_account)
         except ApiServerError as error:
             raise ConfigError(str(error)) from error
-        observer = self._metrics.dra = DraMetrics()
+        self._metrics.dra = DraMetrics()
+        observer = self._journal = DraJournal(self._metrics.dra, self._history)
         self._server = ApiServer(access)
         cluster = Cluster(self._server)
         publisher = SlicePublisher(
@@ -181,6 +202,7 @@ class DraPart:
         self._publisher = publisher
         self._custody.claimed.precede(self._front.make_true)
         self._preparer.begin()
+        self._changed()
         self._apply(self._front, config)
         if self._heard:
             self._front.heard()
@@ -194,17 +216,23 @@ class DraPart:
             return
         self._preparer.attend()
         front = self._front
-        self._serving = help_(PART, front.run)
+        self._serving = help_(FRONT, front.run)
         self._serving.add_done_callback(self._served)
         self._helpers = [
-            help_(_PUBLISHER, self._publisher.run),
-            help_(_REAPER, self._reaper.run),
+            help_(PUBLISHER, self._publisher.run),
+            help_(REAPER, self._reaper.run),
         ]
 
     def _changed(self) -> None:
         """Claims have come or gone."""
-        if self._front is not None:
+        if self._front is not None and self._preparer is not None:
             self._front.changed()
+            self._journal.claims(
+                {
+                    claim.full_name: tuple(one.device_id for one in claim.devices)
+                    for claim in self._preparer.claims.values()
+                }
+            )
 
     def _served(self, task: asyncio.Task[None]) -> None:
         """It has ended by itself: forget it, unless it was asked for again in the meantime."""

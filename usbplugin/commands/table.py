@@ -19,12 +19,17 @@ _COLUMNS = {
     "node": "NODE",
     "health": "HEALTH",
     "resource": "RESOURCE",
+    "claims": "CLAIM",
     "holders": "HOLDER",
+    "taints": "TAINTS",
     "usb": "USB",
     "name": "NAME",
     "driver": "DRIVER",
     "location": "LOCATION",
 }
+
+_LISTS = ("claims", "holders", "taints")
+"""Columns that are shown only if there is something to show."""
 
 _BOLD, _RED, _GREEN, _YELLOW, _PLAIN = "\033[1m", "\033[31m", "\033[32m", "\033[33m", "\033[0m"
 
@@ -45,9 +50,8 @@ def scan(sources: Iterable[Source], rules: Sequence[ResourceRule]) -> list[Row]:
 
 def table(found: Sequence[Row], *, colour: bool = False) -> str:
     """Aligned columns with a heading; why a device is not ready stands below the table."""
-    # Holders are known to a running daemon only.
-    held = any(row["holders"] for row in found)
-    columns = [key for key in _COLUMNS if held or key != "holders"]
+    # A running daemon alone knows of these, and most have no claims.
+    columns = [key for key in _COLUMNS if key not in _LISTS or any(row[key] for row in found)]
     cells = [
         [_COLUMNS[key] for key in columns],
         *([_cell(row, key) for key in columns] for row in found),
@@ -74,6 +78,6 @@ def _cell(row: Row, key: str) -> str:
         return f"{row['vendor']}:{row['product']}" if row["vendor"] else "-"
     if key == "name":
         return " ".join(str(row[part]) for part in ("manufacturer", "productName") if row[part])
-    if key == "holders" and isinstance(holders := row[key], list):
-        return ",".join(map(str, holders)) or "-"
+    if key in _LISTS and isinstance(items := row[key], list):
+        return ",".join(map(str, items)) or "-"
     return str(row[key] or "-")

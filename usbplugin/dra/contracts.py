@@ -157,3 +157,15 @@ class DraObserver(Protocol):
 
     def dra_dropped(self, field: str) -> None:
         """The API server did not keep a field."""
+
+    def dra_refused(self, claim: str, reason: str) -> None:
+        """A claim, ``namespace/name``, was not prepared, and why."""
+
+    def dra_tainted(self, device: str, resource: str, taints: tuple[str, ...]) -> None:
+        """The API server has these taints of a device now, and had others before.
+
+        Args:
+            device: Its ID.
+            resource: Its resource.
+            taints: As ``unplugged:NoExecute``; empty if there are none any longer.
+        """

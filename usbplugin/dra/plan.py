@@ -115,10 +115,19 @@ class Plan:
         known = self._acknowledged.get(number)
         return _evicting(self.wanted[number]) - (_evicting(known) if known else 0)
 
-    def acknowledge(self, number: int, applied: ResourceSlice) -> None:
-        """The API server has this."""
+    def acknowledge(
+        self, number: int, applied: ResourceSlice
+    ) -> list[tuple[PublishedDevice, tuple[Taint, ...]]]:
+        """The API server has this; returns the devices whose taints it has not had before."""
+        before = self._acknowledged.get(number)
         self._acknowledged[number] = applied
         self._to_confirm.discard(number)
+        had = {entry.name: entry.taints for entry in before.spec.devices} if before else {}
+        return [
+            (self._devices[entry.name], entry.taints)
+            for entry in applied.spec.devices
+            if entry.name in self._devices and entry.taints != had.get(entry.name, ())
+        ]
 
     def forget(self, number: int) -> None:
         """The API server has no such slice any longer."""

@@ -245,7 +245,10 @@ class SlicePublisher:
         self._heed_drops(wanted, applied)
         if asks:
             return
-        self._plan.acknowledge(number, wanted)
+        for device, taints in self._plan.acknowledge(number, wanted):
+            self._observer.dra_tainted(
+                device.device.id, device.device.resource, tuple(map(str, taints))
+            )
         self._applied.add(number)
         uid = applied.metadata.uid
         if self._uids.setdefault(number, uid) != uid:

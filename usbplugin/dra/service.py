@@ -142,6 +142,7 @@ class DraPlugin(rpc.DRAPluginServicer):
         except UsbPluginError as error:
             outcome = _outcome_of(error)
             _log.warning("claim not prepared", extra=fields(claim=str(ref), reason=error))
+            self._observer.dra_refused(str(ref), str(error))
             return v1.NodePrepareResourceResponse(error=str(error))
         finally:
             self._observer.dra_prepared(outcome, time.perf_counter() - began)

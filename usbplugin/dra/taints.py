@@ -38,6 +38,10 @@ class Taint(msgspec.Struct, frozen=True, rename="camel"):
     time_added: str
     """RFC 3339, in whole seconds, which is all that the API server keeps."""
 
+    def __str__(self) -> str:
+        """For people, as ``unplugged:NoExecute``."""
+        return f"{self.key.removeprefix(f'{DRIVER}/')}:{self.effect.value}"
+
 
 UNPLUGGED = f"{DRIVER}/unplugged"
 INCOMPLETE = f"{DRIVER}/incomplete"
