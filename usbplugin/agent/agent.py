@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from usbplugin.foundation.places import Places
     from usbplugin.inventory import Change, ResourceRule, Snapshot
     from usbplugin.kubelet import Registrar
+    from usbplugin.status.dra import DraView
     from usbplugin.status.listeners import Address
     from usbplugin.telemetry.metrics import Metrics
 
@@ -155,6 +156,11 @@ class Agent:
     def custody(self) -> Custody:
         """The devices, as they are now."""
         return self._custody
+
+    @property
+    def dra_view(self) -> DraView | None:
+        """Where the DRA front stands; None if there is none."""
+        return self._dra.view()
 
     @property
     def metrics(self) -> Metrics:
