@@ -82,6 +82,7 @@ class FakeApiServer:
         self.tokens = {TOKEN: NODE}
         """By token, the node of its pod."""
         self.nodes = {NODE: "uid-of-the-node"}
+        self.allocatable = {"cpu": "4"}
         self.claims: dict[tuple[str, str], Json] = {}
         self.slices: dict[str, Json] = {}
         self.gates = {"DRADeviceTaints", "DRAConsumableCapacity"}
@@ -237,7 +238,8 @@ class FakeApiServer:
             return status(401, "Unauthorized")
         if match := re.fullmatch("/api/v1/nodes/([^/]+)", asked.path):
             uid = self.nodes.get(unquote(match[1]))
-            return Answer(200, {"metadata": {"uid": uid}}) if uid else status(404, "no such node")
+            node = {"metadata": {"uid": uid}, "status": {"allocatable": self.allocatable}}
+            return Answer(200, node) if uid else status(404, "no such node")
         claim = re.fullmatch(
             "/apis/resource.k8s.io/v1/namespaces/([^/]+)/resourceclaims/([^/]+)", asked.path
         )

@@ -60,8 +60,28 @@ class Applied(msgspec.Struct, frozen=True):
         return {str(device.get("name")): device for device in self.spec.devices}
 
 
-class _Object(msgspec.Struct):
+class NodeStatus(msgspec.Struct, frozen=True):
+    """What a node offers."""
+
+    allocatable: dict[str, str] = {}
+    """By resource, those of device plugins included."""
+
+
+class Node(msgspec.Struct, frozen=True):
+    """As much of a Node as we look at."""
+
     metadata: AppliedMetadata
+    status: NodeStatus = NodeStatus()
+
+    @property
+    def uid(self) -> str:
+        """What tells it from an earlier one of its name."""
+        return self.metadata.uid
+
+    @property
+    def allocatable(self) -> dict[str, str]:
+        """What it offers to the scheduler, by resource."""
+        return self.status.allocatable
 
 
 class Cluster:
@@ -105,10 +125,18 @@ class Cluster:
         Raises:
             ApiServerError: it cannot be read.
         """
+        return (await self.node(node)).uid
+
+    async def node(self, node: str) -> Node:
+        """Our Node.
+
+        Raises:
+            ApiServerError: it cannot be read.
+        """
         reply = await self._server.request("GET", f"/api/v1/nodes/{quote(node, safe='')}")
         if not reply.is_ok:
             raise refusal(reply, f"Node {node}")
-        return _decoded(reply, _Object).metadata.uid
+        return _decoded(reply, Node)
 
     async def apply(self, wanted: ResourceSlice, *, dry_run: bool = False) -> Applied:
         """Make a slice what we say it is, whoever else has had a hand in it.

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from usbplugin.discovery.identity import place_of
-from usbplugin.dra.names import SHARE_CAPACITY
-from usbplugin.dra.taints import Taint
+from usbplugin.dra.names import DRIVER, SHARE_CAPACITY
+from usbplugin.dra.taints import Effect, Taint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,6 +74,12 @@ def entry_of(published: PublishedDevice, taints: Sequence[Taint] = ()) -> Entry:
         allow_multiple_allocations=published.shares > 1,
         taints=tuple(taints),
     )
+
+
+def sample() -> Entry:
+    """A device that nobody has, with all that an API server may or may not keep."""
+    taint = Taint(f"{DRIVER}/unplugged", Effect.NO_SCHEDULE, "2026-01-01T00:00:00Z")
+    return Entry("sample", {}, _capacity(2), allow_multiple_allocations=True, taints=(taint,))
 
 
 def attributes_of(published: PublishedDevice) -> dict[str, Attribute]:
