@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from typing import TYPE_CHECKING
 
 from usbplugin.errors import ApiServerError, ConfigError
@@ -89,16 +88,15 @@ class DraPart:
         if (front := self._front) is None:
             return None
         from usbplugin.dra.front import FrontState
-        from usbplugin.dra.taints import taints_of
 
-        publication, now = self._publisher.publication, time.time()
+        publication = self._publisher.publication
         return DraView(
             front.state is FrontState.REGISTERED,
             front.state.value + (f": {front.refusal}" if front.refusal else ""),
             publication.slices,
             publication.problem,
             publication.dropped_fields,
-            {one.device.id: tuple(map(str, taints_of(one, now))) for one in front.published},
+            self._publisher.taints,
         )
 
     def begin(self, config: Config) -> None:

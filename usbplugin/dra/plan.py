@@ -48,6 +48,16 @@ class Plan:
         """How many slices the API server has."""
         return len(self._acknowledged)
 
+    @property
+    def taints(self) -> dict[str, tuple[str, ...]]:
+        """The taints that the API server has, by the device's ID, for people."""
+        return {
+            self._devices[entry.name].device.id: tuple(map(str, entry.taints))
+            for known in self._acknowledged.values()
+            for entry in known.spec.devices
+            if entry.taints and entry.name in self._devices
+        }
+
     def want(self, devices: Iterable[PublishedDevice]) -> None:
         """These are all devices."""
         self._devices = {device.name: device for device in devices}

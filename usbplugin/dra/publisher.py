@@ -110,6 +110,11 @@ class SlicePublisher:
             tuple(sorted(self._dropped)),
         )
 
+    @property
+    def taints(self) -> dict[str, tuple[str, ...]]:
+        """The taints that the API server has, by device ID, as ``unplugged:NoExecute``."""
+        return self._plan.taints
+
     def publish(self, devices: Sequence[PublishedDevice]) -> None:
         """These are all devices, from now on; returns at once. The newest list wins.
 
