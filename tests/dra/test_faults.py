@@ -56,9 +56,8 @@ class Silent:
 
 
 def preparer(agent: Agent) -> Preparer:
-    found = agent._dra._preparer
-    assert found is not None
-    return found
+    assert agent._dra._parts is not None
+    return agent._dra._parts.preparer
 
 
 def reaper(node: DraNode, agent: Agent, patience: float) -> Reaper:

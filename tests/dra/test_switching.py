@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
@@ -102,6 +103,25 @@ async def test_claims_of_an_earlier_life_are_drained_by_the_device_plugin(node: 
         await node.until(lambda: bool(node.dra.drivers))
         await node.dra.remove(container)
         await node.kubelet.wait_healthy(SERIAL, {GPS, MODEM})
+
+
+async def test_without_an_api_server_claims_are_drained_all_the_same(node: DraNode) -> None:
+    async with node.driver():
+        await node.until_published(GPS, MODEM)
+        container = await node.run(GPS)
+    node.places = dataclasses.replace(node.places, node_name="")
+    async with node.agent():
+        await node.kubelet.wait_healthy(SERIAL, {MODEM})
+        await node.until(lambda: bool(node.dra.drivers))
+        await node.dra.remove(container)
+        await node.kubelet.wait_healthy(SERIAL, {GPS, MODEM})
+        await node.until(lambda: not node.dra.drivers)
+
+
+async def test_without_a_nodes_name_there_is_no_front_and_it_says_so(node: DraNode) -> None:
+    async with node.serve("--front", "dra") as process:
+        assert await process.wait(within=10) == 2
+        assert "set --node-name" in process.log()
 
 
 async def test_a_front_that_nobody_asked_for_is_not_there(node: DraNode) -> None:

@@ -130,6 +130,7 @@ class Agent:
             self._holders.refresh,
             self._show_readiness,
         )
+        self._dra.check(self._config)
         self._features = NodeFeatures(places.features_dir)
         self._rivals = Rivals(pod_resources, self._front.sessions, self._directory.strangers)
         self._title = Title()

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from usbplugin.errors import ApiServerError, ConfigError
+from usbplugin.errors import ConfigError
 from usbplugin.foundation.boot import boot_id
 from usbplugin.status.dra import FRONT, PUBLISHER, REAPER, DraJournal, DraView
 from usbplugin.telemetry.logs import fields
@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
     from usbplugin.config import Config
     from usbplugin.custody import Custody
-    from usbplugin.dra.apiserver import ApiServer
+    from usbplugin.dra.assembly import Assembly
     from usbplugin.dra.front import DraFront
-    from usbplugin.dra.preparer import Preparer
     from usbplugin.foundation.places import Places
     from usbplugin.kubelet import PluginDirectory
     from usbplugin.status.history import History
@@ -69,9 +68,7 @@ class DraPart:
         self._history = history
         self._refresh = refresh
         self._on_state = on_state
-        self._front: DraFront | None = None
-        self._preparer: Preparer | None = None
-        self._server: ApiServer | None = None
+        self._parts: Assembly | None = None
         self._config: Config | None = None
         self._heard = self._closing = False
         self._start: Callable[[], None] = lambda: None
@@ -81,33 +78,38 @@ class DraPart:
     @property
     def front(self) -> DraFront | None:
         """The front, if there is one."""
-        return self._front
+        return self._parts.front if self._parts is not None else None
 
     def view(self) -> DraView | None:
         """Where the front stands; None if there is none."""
-        if (front := self._front) is None:
+        if (parts := self._parts) is None:
             return None
-        from usbplugin.dra.front import FrontState
-
-        publication = self._publisher.publication
+        front, publication = parts.front, parts.publisher.publication
         return DraView(
-            front.state is FrontState.REGISTERED,
+            front.is_registered,
             front.state.value + (f": {front.refusal}" if front.refusal else ""),
             publication.slices,
             publication.problem,
             publication.dropped_fields,
-            self._publisher.taints,
+            parts.publisher.taints,
         )
 
-    def begin(self, config: Config) -> None:
-        """Build a front if the configuration asks for one, or an earlier one has left claims.
+    def check(self, config: Config) -> None:
+        """See that a front can be built if the configuration asks for one.
 
         Raises:
             ConfigError: something is missing without which there can be none.
         """
+        if config.uses_dra:
+            from usbplugin.dra.assembly import access_of
+
+            access_of(self._places)
+
+    def begin(self, config: Config) -> None:
+        """Build a front if the configuration asks for one, or an earlier one has left claims."""
         self._config = config
         if config.uses_dra or _has_any(self._places.claims_dir):
-            self._build(config)
+            self._build_or_complain(config)
 
     def open(self, help_: Help) -> None:
         """What is plugged in is known: let the front serve, if there is one."""
@@ -117,120 +119,77 @@ class DraPart:
     def heard(self) -> None:
         """Every source has listed its ports."""
         self._heard = True
-        if self._front is not None:
-            self._front.heard()
+        if self.front is not None:
+            self.front.heard()
 
     def configure(self, config: Config) -> None:
         """Go on under another configuration: build a front, or have it drain."""
         self._config = config
-        if self._front is not None:
-            self._apply(self._front, config)
+        if self.front is not None:
+            self._apply(self.front, config)
         elif config.uses_dra:
-            try:
-                self._build(config)
-            except ConfigError as error:
-                _log.error("no DRA front", extra=fields(reason=error))
-                return
+            self._build_or_complain(config)
             self._start()
 
     def look(self) -> None:
         """Something has changed in a directory, or it is time to check."""
-        if self._front is not None and self._serving is not None:
-            self._front.look()
+        if self.front is not None and self._serving is not None:
+            self.front.look()
 
     async def close(self) -> None:
         """Drain and end the front, if there is one; what was published stays."""
         self._closing = True
-        if self._front is not None and self._serving is not None:
-            self._front.close()
+        if self.front is not None and self._serving is not None:
+            self.front.close()
             await asyncio.wait({self._serving}, timeout=_CLOSE_TIMEOUT)
         await self._end()
 
+    def _build_or_complain(self, config: Config) -> None:
+        try:
+            self._build(config)
+        except ConfigError as error:
+            _log.error("no DRA front", extra=fields(reason=error))
+
     def _build(self, config: Config) -> None:
+        """Build a front.
+
+        Raises:
+            ConfigError: the configuration asks for one, and something is missing.
+        """
         # Only here: most never need it.
-        from usbplugin.dra.access import Access
-        from usbplugin.dra.apiserver import ApiServer
-        from usbplugin.dra.claims import ClaimStore
-        from usbplugin.dra.cluster import Cluster
-        from usbplugin.dra.front import DraFront
-        from usbplugin.dra.poolfile import PoolFile
-        from usbplugin.dra.preparer import Preparer
-        from usbplugin.dra.publisher import SlicePublisher
-        from usbplugin.dra.reaper import Reaper
-        from usbplugin.dra.specs import ClaimSpecs
+        from usbplugin.dra.assembly import Assembly
         from usbplugin.telemetry.dra import DraMetrics
 
-        node = self._places.node_name
-        if not node:
-            raise ConfigError("front: dra needs to know this node's name: set --node-name")
-        try:
-            if url := self._places.api_server:
-                access = Access.of(url, self._places.service_account)
-            else:
-                access = Access.in_cluster(directory=self._places.service_account)
-        except ApiServerError as error:
-            raise ConfigError(str(error)) from error
-        self._metrics.dra = DraMetrics()
-        observer = self._journal = DraJournal(self._metrics.dra, self._history)
-        self._server = ApiServer(access)
-        cluster = Cluster(self._server)
-        publisher = SlicePublisher(
-            cluster, node, PoolFile(self._places.state_dir / "pool"), observer
-        )
-        self._preparer = Preparer(
+        metrics = DraMetrics()
+        journal = DraJournal(metrics, self._history)
+        parts = self._parts = Assembly(
             self._custody,
-            ClaimStore(self._places.claims_dir),
-            ClaimSpecs(self._places.cdi_dir),
-            cluster,
-            node,
-            boot_id(),
-            self._changed,
-        )
-        self._front = DraFront(
-            self._custody,
-            self._preparer,
-            publisher,
+            self._places,
             self.registry,
-            node,
-            observer,
-            config.health_policy().retention,
+            journal,
+            self._refresh,
             self._on_state,
+            journal.claims,
+            boot=boot_id(),
+            retention=config.health_policy().retention,
+            has_to_publish=config.uses_dra,
         )
-        self._reaper = Reaper(self._preparer, self._custody, cluster, self._refresh)
-        self._publisher = publisher
-        self._custody.claimed.precede(self._front.make_true)
-        self._preparer.begin()
-        self._changed()
-        self._apply(self._front, config)
+        self._metrics.dra = metrics
+        self._apply(parts.front, config)
         if self._heard:
-            self._front.heard()
+            parts.front.heard()
 
     def _apply(self, front: DraFront, config: Config) -> None:
         offers = [offer for offer in config.offers() if offer.by_claim]
         front.configure(offers, config.evicts_after)
 
     def _open(self, help_: Help) -> None:
-        if self._front is None or self._preparer is None:
+        if (parts := self._parts) is None:
             return
-        self._preparer.attend()
-        front = self._front
-        self._serving = help_(FRONT, front.run)
+        parts.preparer.attend()
+        self._serving = help_(FRONT, parts.front.run)
         self._serving.add_done_callback(self._served)
-        self._helpers = [
-            help_(PUBLISHER, self._publisher.run),
-            help_(REAPER, self._reaper.run),
-        ]
-
-    def _changed(self) -> None:
-        """Claims have come or gone."""
-        if self._front is not None and self._preparer is not None:
-            self._front.changed()
-            self._journal.claims(
-                {
-                    claim.full_name: tuple(one.device_id for one in claim.devices)
-                    for claim in self._preparer.claims.values()
-                }
-            )
+        self._helpers = [help_(PUBLISHER, parts.publisher.run), help_(REAPER, parts.reaper.run)]
 
     def _served(self, task: asyncio.Task[None]) -> None:
         """It has ended by itself: forget it, unless it was asked for again in the meantime."""
@@ -248,10 +207,10 @@ class DraPart:
         if self._helpers:
             await asyncio.wait(self._helpers)
         self._helpers.clear()
-        if self._server is not None:
-            await self._server.close()
+        if self._parts is not None:
+            await self._parts.close()
         self._custody.claimed.precede(lambda _: None)
-        self._front = self._preparer = self._server = self._metrics.dra = None
+        self._parts = self._metrics.dra = None
         self._on_state()
 
 

@@ -15,7 +15,7 @@ import msgspec
 from usbplugin.inventory import Device
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 class Terms(Enum):
@@ -116,6 +116,10 @@ class Publisher(Protocol):
         Raises:
             ApiServerError: it did not work.
         """
+
+    @property
+    def taints(self) -> Mapping[str, tuple[str, ...]]:
+        """The taints that the API server has, by device ID, as ``unplugged:NoExecute``."""
 
     @property
     def publication(self) -> Publication:

@@ -107,6 +107,11 @@ class DraFront:
         return self._listed or ()
 
     @property
+    def is_registered(self) -> bool:
+        """Whether the kubelet knows it."""
+        return self.state is FrontState.REGISTERED
+
+    @property
     def is_draining(self) -> bool:
         """Whether it is here only for claims that are prepared: no resource is its own."""
         return not self._offers
