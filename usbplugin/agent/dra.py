@@ -91,7 +91,7 @@ class DraPart:
             publication.slices,
             publication.problem,
             publication.dropped_fields,
-            parts.publisher.taints,
+            dict(parts.publisher.taints),
         )
 
     def check(self, config: Config) -> None:

@@ -107,6 +107,7 @@ class Assembly:
         self.reaper = Reaper(self.preparer, custody, reader, refresh)
         custody.claimed.precede(self.front.make_true)
         self.preparer.begin()
+        self._changed()
 
     async def close(self) -> None:
         """Hang up on the API server."""
