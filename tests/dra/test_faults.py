@@ -1,4 +1,4 @@
-"""The kubelet's side of what can go wrong, row by row of docs/reliability.md."""
+"""The kubelet's side of what can go wrong, row by row of docs/architecture.md."""
 
 from __future__ import annotations
 
