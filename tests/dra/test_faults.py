@@ -283,6 +283,27 @@ async def test_renumbered_while_prepared_it_is_displaced_and_its_spec_is_true(
         assert list(container.nodes) == ["/dev/ttyUSB3"] != list(before)
 
 
+async def test_the_numbers_of_a_container_that_restarted_by_itself_are_its_own(
+    node: DraNode,
+) -> None:
+    async with node.driver("never"):
+        await node.until_published(GPS)
+        container = await node.run(GPS)
+        node.bus.unplug("ttyUSB0")
+        node.plug("ttyUSB1", "OTHER-1")  # takes the number
+        node.bus.plug("ttyUSB3", node.descriptors("GPS-A7"))
+        await node.until(lambda: ("displaced", "NoSchedule") in node.api.taints(device_name(GPS)))
+        container.start()
+        (uid,) = node.claim_files()
+        file = msgspec.json.decode((node.places.claims_dir / f"{uid}.json").read_bytes())
+        assert file["devices"][0]["may_have"]
+    async with node.driver("never") as agent:
+        await node.until(lambda: bool(node.dra.drivers))
+        (holding,) = agent.custody.claimed.holdings(GPS)
+        assert holding.grant is not None
+        assert len(holding.grant.numbers) == 2
+
+
 async def test_either_of_two_instances_may_prepare_and_the_other_one_unprepare(
     node: DraNode,
 ) -> None:

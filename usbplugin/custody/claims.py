@@ -6,6 +6,7 @@ and tells before anybody hears of a device what has become of theirs.
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from usbplugin.inventory import Grant, GrantedPort
@@ -55,6 +56,7 @@ class ClaimedDevices:
         device_name: str,
         resource: str,
         numbers: Mapping[str, DeviceNumber],
+        may_have: Mapping[str, tuple[DeviceNumber, ...]] = MappingProxyType({}),
     ) -> None:
         """A claim has a device until it is released.
 
@@ -64,8 +66,12 @@ class ClaimedDevices:
             device_name: What the device is called in claims.
             resource: Of which it was given.
             numbers: By slot, those that its container has.
+            may_have: By slot, those with which it may have been restarted since.
         """
-        ports = {slot: GrantedPort(number, "") for slot, number in numbers.items()}
+        ports = {
+            slot: GrantedPort(number, "", may_have.get(slot, ()))
+            for slot, number in numbers.items()
+        }
         grant = Grant(resource, device_name, ports, claim=claim)
         self._carry_out(lambda now: self._inventory().prepare(device_id, grant, now))
 

@@ -117,6 +117,26 @@ class ClaimStore:
                 temporary.unlink(missing_ok=True)
             raise self._unwritable(error) from error
 
+    def update(self, claim: PreparedClaim) -> None:
+        """Remember more of a claim that is prepared; at once, for a spec waits for it.
+
+        Raises:
+            ClaimError: it cannot be written now, or another instance has unprepared it.
+        """
+        try:
+            file = os.open(self._directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not self._path(claim.uid).exists():
+                raise ClaimError(f"claim {claim.full_name} is not prepared any longer")
+            self.save(claim)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        finally:
+            os.close(file)
+
     def forget(self, uid: str) -> None:
         """Remove a claim, if it is there.
 

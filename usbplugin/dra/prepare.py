@@ -48,6 +48,18 @@ class PreparedDevice(msgspec.Struct, frozen=True):
     share_id: str = ""
     numbers: dict[str, DeviceNumber] = {}
     """By slot, those that its containers were given."""
+    may_have: dict[str, tuple[DeviceNumber, ...]] = {}
+    """By slot, those that they may have been restarted with since: nobody tells us of that."""
+
+    def restartable(self, device: Device) -> PreparedDevice:
+        """The same, once containers may be restarted with the numbers that the device has now."""
+        more = {
+            port.slot: (*self.may_have.get(port.slot, ()), port.number)
+            for port in device.ports
+            if port.number != self.numbers.get(port.slot)
+            and port.number not in self.may_have.get(port.slot, ())
+        }
+        return msgspec.structs.replace(self, may_have=self.may_have | more) if more else self
 
 
 class PreparedClaim(msgspec.Struct, frozen=True):
@@ -64,6 +76,12 @@ class PreparedClaim(msgspec.Struct, frozen=True):
     def full_name(self) -> str:
         """``namespace/name``."""
         return f"{self.namespace}/{self.name}"
+
+    def restartable(self, devices: Mapping[str, Device]) -> PreparedClaim:
+        """The same, once a spec tells of the numbers that its devices have now."""
+        return msgspec.structs.replace(
+            self, devices=tuple(one.restartable(devices[one.name]) for one in self.devices)
+        )
 
 
 class UnknownDeviceError(ClaimError):

@@ -131,7 +131,7 @@ class Preparer:
             return
         if self._store.is_disturbed():
             self._know(self._store.load())
-        for claim in self._claims.values():
+        for claim in tuple(self._claims.values()):
             self._make_true(claim)
 
     def make_true(self, changes: Sequence[Change]) -> None:
@@ -142,7 +142,7 @@ class Preparer:
                 self.urgent.discard(change.device.id)
         if not self._attends:
             return
-        for claim in self._claims.values():
+        for claim in tuple(self._claims.values()):
             if any(one.device_id in changed for one in claim.devices):
                 self._make_true(claim)
 
@@ -247,7 +247,7 @@ class Preparer:
                 self._on_change()
                 why = device.reason if device else "it is not known any longer"
                 raise ClaimError(f"claim {known.full_name}: {one.device_id}: {why}")
-        self._specs.write(known.uid, spec(known, devices))
+        self._write_spec(known, devices)
         return cdi_ids(known)
 
     def _note_absent(self, claim: Claim) -> None:
@@ -291,7 +291,12 @@ class Preparer:
                 continue
             for one in claim.devices:
                 self._custody.claimed.prepare(
-                    claim.full_name, one.device_id, one.name, one.resource, one.numbers
+                    claim.full_name,
+                    one.device_id,
+                    one.name,
+                    one.resource,
+                    one.numbers,
+                    one.may_have,
                 )
         self._on_change()
 
@@ -302,13 +307,33 @@ class Preparer:
             if all(
                 one.name in devices and devices[one.name].health.is_there for one in claim.devices
             ):
-                wanted = spec(claim, devices)
-                if not self._specs.is_kept(claim.uid, wanted):
-                    self._specs.write(claim.uid, wanted)
+                self._write_spec(claim, devices)
             else:
                 self._specs.withdraw(claim.uid)
         except ClaimError as error:
             self._specs.complain(error)
+            self._withdraw(claim.uid)
+
+    def _withdraw(self, uid: str) -> None:
+        """A spec that cannot be made true is taken away, if that can be done."""
+        try:
+            self._specs.withdraw(uid)
+        except ClaimError as error:
+            self._specs.complain(error)
+
+    def _write_spec(self, claim: PreparedClaim, devices: Mapping[str, Device]) -> None:
+        """Have the claim's spec tell of its devices as they are now.
+
+        Raises:
+            ClaimError: it cannot be written, or not what follows from it.
+        """
+        wanted = spec(claim, devices)
+        # From now on, a restarted container has these numbers, and nobody tells.
+        if (known := claim.restartable(devices)) != claim:
+            self._store.update(known)
+            self._claims[claim.uid] = known  # of which custody has seen to itself
+        if not self._specs.is_kept(claim.uid, wanted):
+            self._specs.write(claim.uid, wanted)
 
     def _devices_of(self, claim: PreparedClaim) -> dict[str, Device]:
         found = ((one.name, self._custody.claimed.find(one.device_id)) for one in claim.devices)

@@ -169,9 +169,20 @@ class GrantBook:
         if holding is not None and holding.grant is not None:
             self._rewrite(holding, holding.grant.stopped().ports)
 
-    def may_start_with(self, device_id: str, slot: str, number: DeviceNumber) -> None:
-        """The containers of a device may be started with that number, and nobody would tell."""
+    def may_start_with(
+        self, device_id: str, slot: str, number: DeviceNumber, *, claims_only: bool
+    ) -> None:
+        """The containers of a device may be started with that number, and nobody would tell.
+
+        Args:
+            device_id: The device.
+            slot: Which of its ports.
+            number: The port's.
+            claims_only: Whether only containers with claims are started without our being asked.
+        """
         for holding in list(self._of.get(device_id, {}).values()):
+            if claims_only and not holding.claim:
+                continue
             given = holding.grant.ports.get(slot) if holding.grant else None
             if holding.grant is None or given is None or number in given.numbers:
                 continue

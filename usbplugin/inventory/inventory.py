@@ -201,10 +201,9 @@ class Inventory:
 
     def prepare(self, device_id: str, grant: Grant, now: float) -> Update:
         """A claim has the device until it is released, whether or not the device is known."""
-        if device_id not in self._records and is_device_id(device_id):
-            self._take_in(device_id, grant.resource)
-        if device_id in self._records:
-            self._book.prepare(device_id, grant, now)
+        if device_id in self._records or is_device_id(device_id):
+            record = self._records.get(device_id) or self._take_in(device_id, grant.resource)
+            self._book.prepare(record.id, grant, now)
         return self._conclude(now)
 
     def release(self, claim: str, now: float) -> Update:
@@ -282,8 +281,9 @@ class Inventory:
 
     def _moved(self, record: Record, arrived: Port | None) -> None:
         self._soil(record)
-        if arrived is not None and not record.rule.checks_starts:
-            self._book.may_start_with(record.id, arrived.slot, arrived.number)
+        if arrived is not None:
+            checked = record.rule.checks_starts and not record.rule.by_claim
+            self._book.may_start_with(record.id, arrived.slot, arrived.number, claims_only=checked)
 
     def _restore(self, state: DeviceState, now: float, *, is_held: bool) -> Record | None:
         """Know a device again; None if nobody offers it any longer, and nobody holds it."""
