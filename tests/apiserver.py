@@ -236,7 +236,8 @@ class FakeApiServer:
     def _answer(self, asked: Asked) -> Answer:
         if asked.token not in self.tokens:
             return status(401, "Unauthorized")
-        if match := re.fullmatch("/api/v1/nodes/([^/]+)", asked.path):
+        match = re.fullmatch("/api/v1/nodes/([^/]+)", asked.path)
+        if match and asked.method == "GET":
             uid = self.nodes.get(unquote(match[1]))
             node = {"metadata": {"uid": uid}, "status": {"allocatable": self.allocatable}}
             return Answer(200, node) if uid else status(404, "no such node")
@@ -258,6 +259,8 @@ class FakeApiServer:
         for one in (spec, before["spec"] if before else spec):
             if one["nodeName"] != node or one["pool"]["name"] != node:
                 return self._denied("only ResourceSlices of the node this pod runs on")
+            if one["driver"] != "usbplugin":
+                return self._denied("only ResourceSlices of the driver usbplugin")
         if faults := slice_faults(wanted):
             causes = [{"field": where, "message": what} for where, what in faults]
             text = f'ResourceSlice "{asked.name}" is invalid: {faults[0][0]}: {faults[0][1]}'
@@ -291,7 +294,7 @@ class FakeApiServer:
     def _denied(self, text: str) -> Answer:
         text = f"ValidatingAdmissionPolicy 'usbplugin' denied request: {text}"
         if self.is_reason_given:
-            return status(403, text, "Forbidden")
+            return status(403, text, "Forbidden", [{"message": text}])
         return status(422, text, "Invalid", [{"message": text}])
 
 

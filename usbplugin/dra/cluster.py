@@ -217,7 +217,7 @@ def refusal(reply: Reply, thing: str) -> RefusedError:
     return RefusedError(
         reply.status,
         f"{thing}: the API server answers {reply.status}: {reply.message}",
-        fields=tuple(cause.field for cause in details.causes) if details else (),
+        fields=tuple(c.field for c in details.causes if c.field) if details else (),
         retry_after=reply.retry_after,
     )
 
