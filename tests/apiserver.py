@@ -257,10 +257,8 @@ class FakeApiServer:
         node, wanted, before = self.tokens[asked.token], asked.body, self.slices.get(asked.name)
         spec = wanted["spec"]
         for one in (spec, before["spec"] if before else spec):
-            if one["nodeName"] != node or one["pool"]["name"] != node:
-                return self._denied("only ResourceSlices of the node this pod runs on")
-            if one["driver"] != "usbplugin":
-                return self._denied("only ResourceSlices of the driver usbplugin")
+            if problem := policy_problem(one, node):
+                return self._denied(problem)
         if faults := slice_faults(wanted):
             causes = [{"field": where, "message": what} for where, what in faults]
             text = f'ResourceSlice "{asked.name}" is invalid: {faults[0][0]}: {faults[0][1]}'
@@ -286,8 +284,8 @@ class FakeApiServer:
         found = self.slices.get(asked.name)
         if found is None:
             return status(404, "no such slice", "NotFound")
-        if found["spec"]["nodeName"] != self.tokens[asked.token]:
-            return self._denied("only ResourceSlices of the node this pod runs on")
+        if problem := policy_problem(found["spec"], self.tokens[asked.token]):
+            return self._denied(problem)
         del self.slices[asked.name]
         return Answer(200, {"kind": "Status", "status": "Success"})
 
@@ -310,6 +308,15 @@ def status(code: int, message: str, reason: str = "", causes: list[Json] | None 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,31}")
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+
+
+def policy_problem(spec: Json, node: str) -> str:
+    """What the manifests' policy has against a slice of a pod's on ``node``."""
+    if spec["nodeName"] != node:
+        return "only ResourceSlices of the node this pod runs on"
+    if spec["driver"] != "usbplugin":
+        return "only ResourceSlices of the driver usbplugin"
+    return "" if spec["pool"]["name"] == node else "only the pool named after the node"
 
 
 def slice_faults(wanted: Json) -> list[tuple[str, str]]:
