@@ -106,18 +106,20 @@ class Plan:
         """Slices that are acknowledged and are to be no more."""
         return sorted(number for number in self._acknowledged if number >= len(self.wanted))
 
-    def next_slice(self) -> int | None:
-        """The slice to apply next; None if all are as they should be.
+    def changed(self) -> list[int]:
+        """The slices that are not as acknowledged, in the order in which to apply them.
 
-        What evicts pods first, then what else has changed, then what is only to be confirmed.
+        Those that evict the most pods come first.
         """
-        changed = [
+        found = [
             number
             for number, wanted in enumerate(self.wanted)
             if self._acknowledged.get(number) != wanted
         ]
-        if changed:
-            return max(changed, key=lambda number: (self._evictions(number), -number))
+        return sorted(found, key=lambda number: (-self._evictions(number), number))
+
+    def to_confirm(self) -> int | None:
+        """The next slice that is only to be confirmed; None if there is none."""
         return min((n for n in self._to_confirm if n < len(self.wanted)), default=None)
 
     def _evictions(self, number: int) -> int:

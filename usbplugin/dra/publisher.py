@@ -21,7 +21,7 @@ from usbplugin.errors import ApiServerError
 from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from usbplugin.dra.cluster import Applied, Cluster
     from usbplugin.dra.contracts import DraObserver, PublishedDevice
@@ -32,6 +32,9 @@ _log = logging.getLogger(__name__)
 
 _DEVICE = re.compile(r"spec\.devices\[(\d+)\]")
 _INVALID = 422
+_MANY = 8
+_AT_ONCE = 4
+"""A thousand devices are some sixty slices: one after the other, they would take seconds."""
 _HINTS = {
     401: "the token is not accepted: see that the pod has one that is projected and renewed",
     403: "see the ClusterRole and the ValidatingAdmissionPolicy of the dra component",
@@ -208,22 +211,26 @@ class SlicePublisher:
             self._is_outdated = True  # another instance may have divided the devices anew
         if not self._node_uid:
             await self._read_node()
-        while (number := self._next_slice()) is not None:
+        while numbers := self._next_slices():
             if not self._applied:
                 self._bucket.take(self._steady())
-            await self._apply(number, self._plan.wanted[number])
+            wanted = self._plan.wanted
+            await _all(self._apply(number, wanted[number]) for number in numbers)
         await self._delete_excess()
         if self._is_uid_old:
             await self._read_node()  # after the slices: an eviction does not wait for it
         if self._changed_at is not None and self._applied:
             self._observer.dra_published(len(self._applied), self._steady() - self._changed_at)
 
-    def _next_slice(self) -> int | None:
-        """The slice to apply next, by the newest that is known."""
+    def _next_slices(self) -> list[int]:
+        """The slices to apply next, by the newest that is known: several at once if many are."""
         eviction = self._plan.next_eviction(self._drawn_at)
         if self._is_outdated or (eviction is not None and eviction <= self._clock()):
             self._draw()
-        return self._plan.next_slice()
+        if changed := self._plan.changed():
+            return changed[: _AT_ONCE if len(changed) >= _MANY else 1]
+        number = self._plan.to_confirm()
+        return [] if number is None else [number]
 
     def _draw(self) -> None:
         self._is_outdated = False
@@ -357,3 +364,14 @@ _GATES = {
     "taints": "DRADeviceTaints: without it no pod is evicted, and absent devices are left out",
     "allowMultipleAllocations": "DRAConsumableCapacity: without it no device is shared",
 }
+
+
+async def _all(applications: Iterable[Awaitable[None]]) -> None:
+    """Wait until all have ended.
+
+    Raises:
+        ApiServerError: one of them failed.
+    """
+    for outcome in await asyncio.gather(*applications, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
