@@ -39,6 +39,8 @@ EXAMPLES = {
     "flapping": "{times: 10}",
     "registration": "watcher",
     "cdi": "true",
+    "front": "dra",
+    "evictAfter": "0s",
     "nodeFeatures": "true",
     "name": "usbplugin/zigbee",
     "selectors": '[{vendor: "10c4", product: "ea60"}]',

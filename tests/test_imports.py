@@ -33,6 +33,38 @@ def test_serve_without_the_udev_source_loads_no_pyudev() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_who_uses_the_device_plugin_alone_loads_nothing_of_dra(tmp_path: Path) -> None:
+    code = """
+import asyncio, sys
+from pathlib import Path
+from usbplugin.agent import Agent
+from usbplugin.config import Config
+from usbplugin.discovery import DirectorySource
+from usbplugin.foundation.places import Places
+
+places = Places(**{
+    name: Path(sys.argv[1], name)
+    for name in ("kubelet_dir", "registry_dir", "pod_resources", "link_dir", "state_dir",
+                 "cdi_dir", "features_dir")
+})
+for path in (places.kubelet_dir, places.registry_dir):
+    path.mkdir()
+
+async def run():
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.5, stopping.set)
+    await Agent(Config(), [DirectorySource(Path(sys.argv[1]))], places).run(stopping)
+
+asyncio.run(run())
+loaded = [name for name in sys.modules if name == "h11" or name.startswith("usbplugin.dra")]
+sys.exit(f"{loaded}" if loaded else 0)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize(
     "room", [agent, config, custody, deviceplugin, discovery, inventory, kubelet, virtual]
 )

@@ -13,6 +13,7 @@ import yaml
 
 from usbplugin.inventory import Health
 from usbplugin.telemetry.catalogue import METRICS
+from usbplugin.telemetry.dra import OUTCOMES as PREPARED
 from usbplugin.telemetry.instruments import Kind, Metric
 from usbplugin.telemetry.metrics import FORGOTTEN, METHODS, OUTCOMES, RELOADS, RESCAN_REASONS
 
@@ -31,7 +32,7 @@ VALUES = {
     "reason": {health.value for health in Health} | set(RESCAN_REASONS),
     "to": {health.value for health in Health} | {FORGOTTEN},
     "method": set(METHODS),
-    "outcome": {*OUTCOMES, *RELOADS, "accepted", "failed"},
+    "outcome": {*OUTCOMES, *RELOADS, *PREPARED, "accepted", "failed"},
     "learns_by": {"uevents", "inotify", "polling"},
     "level": {"debug", "info", "warning", "error", "critical"},
 }

@@ -7,6 +7,8 @@
     ├── DiscoveryError     a source cannot see ports
     ├── KubeletError       the kubelet refused us or cannot be reached
     ├── AllocationError    a device cannot be granted; carries the gRPC status
+    ├── ClaimError         a ResourceClaim cannot be prepared; its pod's events say why
+    ├── ApiServerError     the API server refused us or cannot be reached
     ├── DaemonError        this node's daemon does not answer properly
     └── VirtualTtyError    a virtual tty cannot be created or controlled
 
@@ -42,6 +44,19 @@ class AllocationError(UsbPluginError):
 
     def __init__(self, status: grpc.StatusCode, message: str) -> None:
         """Carry the status to return to the kubelet."""
+        super().__init__(message)
+        self.status = status
+
+
+class ClaimError(UsbPluginError):
+    """A ResourceClaim cannot be prepared; the message ends up in the pod's events."""
+
+
+class ApiServerError(UsbPluginError):
+    """The API server refused a request, or did not answer; callers retry with back-off."""
+
+    def __init__(self, status: int | None, message: str) -> None:
+        """Carry the HTTP status; None if there was no answer."""
         super().__init__(message)
         self.status = status
 

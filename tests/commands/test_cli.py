@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 from usbplugin import __version__
 from usbplugin.cli import main
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-COMMANDS = ("serve", "list", "events", "check", "doctor", "virtual", "demo")
+COMMANDS = ("serve", "list", "events", "check", "classes", "doctor", "virtual", "demo")
 
 
 @pytest.fixture(autouse=True)
@@ -197,6 +198,34 @@ def test_check_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     config.write_text("resources: [{name: a/all}, {name: a/never}]")
     assert main(["check", str(config), "--no-udev", "--device-dir", str(tmp_path)]) == 0
     assert "a/never never gets a device" in capsys.readouterr().err
+
+
+def test_classes_are_printed_for_kubectl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("resources: [{name: usbplugin/gps, front: dra}, {name: usbplugin/serial}]")
+    monkeypatch.setenv("USBPLUGIN_CONFIG", str(config))
+    assert main(["classes"]) == 0
+    (only,) = yaml.safe_load_all(capsys.readouterr().out)
+    assert (only["kind"], only["metadata"]["name"]) == ("DeviceClass", "gps.usbplugin")
+    assert only["spec"]["extendedResourceName"] == "usbplugin/gps"
+    assert main(["classes", "--front", "dra"]) == 0
+    assert len(list(yaml.safe_load_all(capsys.readouterr().out))) == 2
+
+
+def test_classes_of_a_configuration_without_any(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["classes"]) == 2
+    assert "no resource has front: dra" in capsys.readouterr().err
+
+
+def test_two_resources_cannot_have_one_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("front: dra\nresources: [{name: a.b/x_y}, {name: a.b/x.y}]")
+    assert main(["classes", str(config)]) == 2
+    assert "a.b/x_y and a.b/x.y would both have the class x-y.a.b" in capsys.readouterr().err
 
 
 def test_every_flag_has_an_environment_variable(
@@ -376,6 +405,12 @@ def test_the_demo_holds() -> None:
     result = run("demo")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "11 of 11 checks passed" in result.stdout
+
+
+def test_the_demo_of_the_dra_driver_holds() -> None:
+    result = run("demo", "--dra")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "12 of 12 checks passed" in result.stdout
 
 
 def test_the_demo_as_an_ordinary_user() -> None:

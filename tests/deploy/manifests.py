@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 DEPLOY = ROOT / "deploy"
-OVERLAYS = ("k3s", "k0s", "microk8s", "kind", "cdi", "nfd")
+OVERLAYS = ("k3s", "k0s", "microk8s", "kind", "cdi", "nfd", "dra")
 CHART = DEPLOY / "helm" / "usbplugin"
 HELM_VARIANTS = {
     "helm": (),
@@ -36,6 +36,11 @@ HELM_VARIANTS = {
         "config.resources[0].containerPath=/dev/serial",
     ),
     "helm-nfd": ("nodeFeatures.enabled=true", "config.nodeFeatures=true"),
+    "helm-dra": (
+        "dra.enabled=true",
+        "config.resources[0].name=usbplugin/serial",
+        "config.resources[0].front=dra",
+    ),
     "helm-monitored": (
         "http.enabled=true",
         "podMonitor.enabled=true",
@@ -44,6 +49,9 @@ HELM_VARIANTS = {
 }
 TARGETS = ("base", *OVERLAYS, "components", *HELM_VARIANTS)
 """All that people apply. A Helm variant stands for the overlay after its dash."""
+
+WITH_DRA = {"dra", "helm-dra", "components"}
+"""Those that speak to the API server."""
 
 POD = "usbplugin/usbplugin-7xk2p"
 """A pod of the DaemonSet, by namespace and name."""
@@ -81,7 +89,11 @@ def helm_template(*values: str) -> str:
 def environment(container: Manifest, pod: str = POD) -> dict[str, str]:
     """The variables as the kubelet would set them: a reference knows what stands before it."""
     namespace, _, name = pod.partition("/")
-    fields = {"metadata.namespace": namespace, "metadata.name": name}
+    fields = {
+        "metadata.namespace": namespace,
+        "metadata.name": name,
+        "spec.nodeName": "node-1",
+    }
     found: dict[str, str] = {}
     for each in container.get("env", ()):
         if "valueFrom" in each:

@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from tests.deploy.documents import documented_host_paths, supported_versions
+from tests.deploy.documents import (
+    documented_host_paths,
+    first_version_with_dra,
+    supported_versions,
+)
 from tests.deploy.manifests import (
     DEPLOY,
     POD,
     REMEDY,
     TARGETS,
+    WITH_DRA,
     configuration,
     containers,
     environment,
@@ -54,7 +59,10 @@ def test_the_schemas_of_the_oldest_and_the_newest_kubernetes(target: str) -> Non
     validate = module("kubernetes_validate").validate
     for manifest in rendered(target):
         if not manifest["apiVersion"].startswith(CUSTOM):
-            for version in supported_versions():
+            oldest, newest = supported_versions()
+            if "dra" in target:
+                oldest = first_version_with_dra()
+            for version in (oldest, newest):
                 validate(manifest, version, strict=True)
 
 
@@ -75,15 +83,23 @@ def test_least_privilege(target: str) -> None:
             assert not {"seccompProfile", "procMount", "runAsUser"} & context.keys()
             assert set(container["resources"]["limits"]) == {"memory"}
         kinds = {key for volume in spec["volumes"] for key in volume if key != "name"}
-        assert kinds <= ALLOWED_VOLUMES
+        assert kinds <= ALLOWED_VOLUMES | ({"projected"} if target in WITH_DRA else set())
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_nobody_gets_a_token_or_a_role(target: str) -> None:
+def test_nobody_gets_a_token_by_itself(target: str) -> None:
     for account in of_kind("ServiceAccount", rendered(target)):
         assert account["automountServiceAccountToken"] is False
+
+
+@pytest.mark.parametrize("target", [target for target in TARGETS if target not in WITH_DRA])
+def test_without_dra_nobody_gets_a_token_or_a_role(target: str) -> None:
     kinds = {manifest["kind"] for manifest in rendered(target)}
     assert not {kind for kind in kinds if "Role" in kind or kind == "Secret"}
+    for spec in pod_specs(rendered(target)):
+        assert not any("projected" in volume for volume in spec["volumes"])
+    for policy in of_kind("NetworkPolicy", rendered(target)):
+        assert "egress" not in policy["spec"]
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -340,6 +340,8 @@ async def test_the_metrics_tell_the_whole_story(node: Node) -> None:
             ),
         )
         for metric in METRICS:
+            if metric.name.startswith("usbplugin_dra_"):
+                continue  # there is no such front
             assert any(key.split(" ")[0].removesuffix("_bucket") == metric.name for key in found), (
                 f"{metric.name} is not shown from the start"
             )

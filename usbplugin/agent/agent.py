@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from usbplugin.agent.config_file import configurations
+from usbplugin.agent.dra import DraPart
 from usbplugin.config import Registration
 from usbplugin.custody import CdiDirectory, Custody, LinkDirectory, StateStore
 from usbplugin.custody.holders import Holders
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from usbplugin.foundation.places import Places
     from usbplugin.inventory import Change, ResourceRule, Snapshot
     from usbplugin.kubelet import Registrar
+    from usbplugin.status.dra import DraView
     from usbplugin.status.listeners import Address
     from usbplugin.telemetry.metrics import Metrics
 
@@ -67,6 +69,7 @@ class Agent:
         places: Places,
         config_file: Path | None = None,
         http_address: Address | None = None,
+        adapt: Callable[[Config], Config] = lambda config: config,
     ) -> None:
         """Put the parts together; ``run`` starts them.
 
@@ -76,8 +79,10 @@ class Agent:
             places: Where on this node things are.
             config_file: Where ``config`` came from: followed, and applied when it changes.
             http_address: Where to serve metrics and health, if anywhere.
+            adapt: What flags change in whatever configuration.
         """
-        self._config = config
+        self._config = adapt(config)
+        self._adapt = adapt
         self._config_file = config_file
         self._sources = tuple(sources)
         self._places = places
@@ -116,6 +121,16 @@ class Agent:
             on_state=self._show_readiness,
         )
         self._holders = Holders(pod_resources, checkpoint, workers, self._custody, self._metrics)
+        self._dra = DraPart(
+            self._custody,
+            places,
+            self._sockets_in(places.registry_dir),
+            self._metrics,
+            self._journal.history,
+            self._holders.refresh,
+            self._show_readiness,
+        )
+        self._dra.check(self._config)
         self._features = NodeFeatures(places.features_dir)
         self._rivals = Rivals(pod_resources, self._front.sessions, self._directory.strangers)
         self._title = Title()
@@ -127,6 +142,7 @@ class Agent:
             self._parts,
             self._journal.listed_at,
             self._holders.refresh,
+            self._dra.view,
         )
         self._listeners = Listeners(
             self._status, self._metrics, self._journal.history, self._show_readiness
@@ -143,6 +159,11 @@ class Agent:
     def custody(self) -> Custody:
         """The devices, as they are now."""
         return self._custody
+
+    @property
+    def dra_view(self) -> DraView | None:
+        """Where the DRA front stands; None if there is none."""
+        return self._dra.view()
 
     @property
     def metrics(self) -> Metrics:
@@ -172,8 +193,10 @@ class Agent:
                     # The kubelet takes the first list for the whole truth: know it before.
                     await self._learn_everything()
                     self._open_front(self._config.offers(), tasks)
+                    self._dra.open(lambda name, start: self._help(name, start, tasks))
                     self._watch(self._directory, tasks)
                     self._watch(self._registrar().directory, tasks)
+                    self._watch(self._dra.registry, tasks)
                     self._help("holders", self._holders.watch, tasks)
                     self._help("rivals", self._rivals.watch, tasks)
                     if file := self._config_file:
@@ -182,7 +205,9 @@ class Agent:
                         )
                     await stopping.wait()
                     _log.info("stopping")
-                    await self._close_front(list(self._front.sessions))
+                    await asyncio.gather(
+                        self._close_front(list(self._front.sessions)), self._dra.close()
+                    )
                     for task in self._helpers:
                         task.cancel()
                     if self._early is None:  # else nothing is known, and nothing was changed
@@ -197,9 +222,11 @@ class Agent:
 
     def _help(
         self, name: str, start: Callable[[], Awaitable[None]], tasks: asyncio.TaskGroup
-    ) -> None:
+    ) -> asyncio.Task[None]:
         part = self._parts[name] = Part(name)
-        self._helpers.append(tasks.create_task(supervise(part, start, self._stopping)))
+        task = tasks.create_task(supervise(part, start, self._stopping))
+        self._helpers.append(task)
+        return task
 
     def _watch(self, directory: PluginDirectory, tasks: asyncio.TaskGroup) -> None:
         """See what happens to the sockets in a directory, if nobody does yet."""
@@ -208,7 +235,8 @@ class Agent:
             self._help(name, partial(directory.watch, self._look), tasks)
 
     def _open_front(self, offers: Iterable[Offer], tasks: asyncio.TaskGroup) -> None:
-        self._front.open(offers, self._registrar, tasks, self._supervise_session)
+        own = (offer for offer in offers if not offer.by_claim)
+        self._front.open(own, self._registrar, tasks, self._supervise_session)
 
     def _supervise_session(
         self, resource: str, start: Callable[[], Awaitable[None]]
@@ -263,6 +291,7 @@ class Agent:
         self._custody.begin(
             name for name in offered if self._directory.siblings(name).is_any_registered
         )
+        self._dra.begin(self._config)
         # Before links are changed: what they lead to is what containers were started with.
         notes = await self._custody.notes()
         early, self._early = self._early or [], None
@@ -303,6 +332,7 @@ class Agent:
             self._unheard -= {fact.source for fact in facts if isinstance(fact, AllPorts)}
             if not self._unheard:
                 self._heard.set()
+                self._dra.heard()
                 self._show_readiness()
 
     def _publish(self, snapshot: Snapshot, noticed: float | None) -> None:
@@ -322,6 +352,7 @@ class Agent:
             if not self._is_clean:
                 self._clean_up()
         self._front.look()
+        self._dra.look()
         self._rivals.look()
         self._listeners.look()
 
@@ -330,7 +361,8 @@ class Agent:
 
     async def _follow_config(self, file: Path, tasks: asyncio.TaskGroup) -> None:
         refused = partial(self._metrics.config_looked_at, "refused")
-        async for config in configurations(file, refused):
+        async for found in configurations(file, refused):
+            config = self._adapt(found)
             if config == self._config:
                 self._metrics.config_looked_at("unchanged")
             else:
@@ -351,6 +383,7 @@ class Agent:
         await self._close_front([name for name in self._front.sessions if name not in kept])
         self._custody.reconfigure(config.rules(), config.offers(), config.health_policy())
         self._watch(self._registrar().directory, tasks)
+        self._dra.configure(config)
         self._open_front((o for o in config.offers() if o.resource not in kept), tasks)
         self._offer_features()
         _log.info(

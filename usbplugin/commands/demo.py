@@ -12,11 +12,15 @@ if TYPE_CHECKING:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dra", action="store_true", help="show it as a DRA driver")
     parser.add_argument("--verbose", action="store_true", help="show the plugin's log too")
 
 
 def _run(options: argparse.Namespace) -> int:
-    from usbplugin.virtual.demo import tell
+    if options.dra:
+        from usbplugin.virtual.demo_dra import tell
+    else:
+        from usbplugin.virtual.demo import tell
 
     return 0 if asyncio.run(tell(verbose=options.verbose)) else 1
 

@@ -29,16 +29,17 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_config(parser)
     flags.add_sources(parser)
     flags.add_places(parser)
+    flags.add_front(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _run(options: argparse.Namespace) -> int:
-    from usbplugin.commands.wiring import config_of, places_of, sources_of
+    from usbplugin.commands.wiring import config_of, front_of, places_of, sources_of
     from usbplugin.doctor import Grade, Node, examine
     from usbplugin.telemetry import logs
 
     logs.configure("error", logs.LogFormat.TEXT)
-    config = config_of(options)
+    config = front_of(options)(config_of(options))
     sources: list[Source] = []
     with suppress(DiscoveryError):  # no libudev: one of the checks tells
         sources = sources_of(options, config)

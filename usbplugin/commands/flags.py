@@ -16,7 +16,7 @@ def settle(options: argparse.Namespace) -> None:
     """What flags leave open, the environment and the machine decide."""
     # Only now, for what the environment says is none of the other commands' business, nor --help's.
     for name, choices in options.choices.items():
-        if getattr(options, name) not in choices:  # a flag's value has been looked at
+        if getattr(options, name) not in (None, *choices):  # a flag's value has been looked at
             variable = _variable(name)
             options.complain(
                 f"{variable}={os.environ[variable]}: expected one of {', '.join(choices)}"
@@ -26,14 +26,14 @@ def settle(options: argparse.Namespace) -> None:
         options.needs_daemon = options.link_dir is not None
         default = os.environ.get(_variable("--link-dir")) or str(Places().link_dir)
         options.link_dir = options.link_dir or default
-    if "udev" not in options:
-        return
-    flags = (options.config, options.device_dir, options.udev)
-    # Who says where to look means to look there, and not to ask a daemon that looks elsewhere.
-    options.direct = options.direct or any(flag is not None for flag in flags)
-    options.config = options.config or os.environ.get(_variable("--config"))
-    if options.udev is None:
-        options.udev = _default_udev(options)
+    if "udev" in options:
+        flags = (options.config, options.device_dir, options.udev)
+        # Who says where to look means to look there, and not to ask a daemon that looks elsewhere.
+        options.direct = options.direct or any(flag is not None for flag in flags)
+        if options.udev is None:
+            options.udev = _default_udev(options)
+    if "config" in options:
+        options.config = options.config or os.environ.get(_variable("--config"))
 
 
 def add(
@@ -67,6 +67,17 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the configuration file; without one, every port is a usbplugin/serial"
         f" (${_variable('--config')})",
+    )
+
+
+def add_front(parser: argparse.ArgumentParser) -> None:
+    """``--front``."""
+    add(
+        parser,
+        "--front",
+        None,
+        "through what devices are given to pods, whatever the configuration says",
+        choices=("device-plugin", "dra"),
     )
 
 
@@ -117,10 +128,25 @@ def add_places(parser: argparse.ArgumentParser) -> None:
         parser,
         "--registry-dir",
         "DIR",
-        "the kubelet's plugin registry, used with registration: watcher",
+        "the kubelet's plugin registry, used with registration: watcher and with front: dra",
         default=str(places.registry_dir),
     )
     add(parser, "--cdi-dir", "DIR", "where CDI specs are written", default=str(places.cdi_dir))
+    add(parser, "--node-name", "NAME", "this node's name in the cluster, needed with front: dra")
+    add(
+        parser,
+        "--api-server",
+        "URL",
+        "the API server, if not where a pod's environment says; http:// to this machine alone, as"
+        " with kubectl proxy",
+    )
+    add(
+        parser,
+        "--service-account",
+        "DIR",
+        "the token and the CA's certificate for the API server, used with front: dra",
+        default=str(places.service_account),
+    )
     add(
         parser,
         "--features-dir",

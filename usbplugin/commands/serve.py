@@ -22,6 +22,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_config(parser)
     flags.add_sources(parser)
     flags.add_places(parser)
+    flags.add_front(parser)
     flags.add(
         parser,
         "--http-address",
@@ -35,13 +36,14 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from usbplugin.agent import Agent
-    from usbplugin.commands.wiring import config_of, places_of, sources_of
+    from usbplugin.commands.wiring import config_of, front_of, places_of, sources_of
     from usbplugin.config import warnings
     from usbplugin.telemetry import logs
     from usbplugin.telemetry.http import parse_address
 
     logs.configure(options.log_level, logs.LogFormat(options.log_format))
-    config = config_of(options)
+    adapt = front_of(options)
+    config = adapt(config_of(options))
     address = parse_address(options.http_address) if options.http_address else None
     sources = sources_of(options, config)
     places = places_of(options)
@@ -65,7 +67,7 @@ def _run(options: argparse.Namespace) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
-        await Agent(config, sources, places, config_file, address).run(stopping)
+        await Agent(config, sources, places, config_file, address, adapt).run(stopping)
 
     asyncio.run(run())
     logger.info("stopped")

@@ -20,7 +20,9 @@ _COLUMNS = {
     "node": "NODE",
     "health": "HEALTH",
     "resource": "RESOURCE",
+    "claims": "CLAIM",
     "holders": "HOLDER",
+    "taints": "TAINTS",
     "usb": "USB",
     "name": "NAME",
     "driver": "DRIVER",
@@ -31,6 +33,9 @@ _LABELS = {"holders": "held by ", "driver": "driver ", "location": "at "}
 """What comes before a value where no heading says what it is, and it does not say so itself."""
 
 _BETWEEN, _INDENT = "  ", "    "
+_LISTS = ("claims", "holders", "taints")
+"""Columns that are shown only if there is something to show."""
+
 _BOLD, _RED, _GREEN, _YELLOW, _PLAIN = "\033[1m", "\033[31m", "\033[32m", "\033[33m", "\033[0m"
 
 
@@ -57,9 +62,8 @@ def table(found: Sequence[Row], *, colour: bool = False, width: int | None = Non
         width: Columns of the terminal: where the table has no room, a device is a block of lines.
             None if there is no limit.
     """
-    # Holders are known to a running daemon only.
-    held = any(row["holders"] for row in found)
-    columns = [key for key in _COLUMNS if held or key != "holders"]
+    # A running daemon alone knows of these, and most have no claims.
+    columns = [key for key in _COLUMNS if key not in _LISTS or any(row[key] for row in found)]
     cells = [
         [_COLUMNS[key] for key in columns],
         *([_cell(row, key) for key in columns] for row in found),
@@ -114,6 +118,6 @@ def _cell(row: Row, key: str) -> str:
         return f"{row['vendor']}:{row['product']}" if row["vendor"] else "-"
     if key == "name":
         return " ".join(str(row[part]) for part in ("manufacturer", "productName") if row[part])
-    if key == "holders" and isinstance(holders := row[key], list):
-        return ",".join(map(str, holders)) or "-"
+    if key in _LISTS and isinstance(items := row[key], list):
+        return ",".join(map(str, items)) or "-"
     return str(row[key] or "-")

@@ -7,13 +7,14 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from usbplugin.config import Config, load
+from usbplugin.config import Config, Front, load
 from usbplugin.discovery import DirectorySource
 from usbplugin.errors import ConfigError
 from usbplugin.foundation.places import Places
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
 
     from usbplugin.discovery import Source
 
@@ -25,6 +26,14 @@ def config_of(options: argparse.Namespace) -> Config:
         ConfigError: it cannot be read, or makes no sense.
     """
     return load(Path(options.config)) if options.config else Config()
+
+
+def front_of(options: argparse.Namespace) -> Callable[[Config], Config]:
+    """What ``--front`` makes of any configuration."""
+    if not options.front:
+        return lambda config: config
+    front = Front(options.front)
+    return lambda config: config.with_front(front)
 
 
 def sources_of(options: argparse.Namespace, config: Config) -> list[Source]:
@@ -71,5 +80,8 @@ def places_of(options: argparse.Namespace) -> Places:
         state_dir=Path(options.state_dir),
         cdi_dir=Path(options.cdi_dir),
         features_dir=Path(options.features_dir),
+        api_server=options.api_server or "",
+        service_account=Path(options.service_account),
+        node_name=options.node_name or "",
         own_pod=own_pod,
     )

@@ -5,12 +5,13 @@ was found.
 """
 
 from usbplugin.config.advice import notes, warnings
-from usbplugin.config.model import Config, Flapping, Registration, ResourceConfig, seconds
+from usbplugin.config.model import Config, Flapping, Front, Registration, ResourceConfig, seconds
 from usbplugin.config.reading import load, parse, parse_file
 
 __all__ = [
     "Config",
     "Flapping",
+    "Front",
     "Registration",
     "ResourceConfig",
     "load",

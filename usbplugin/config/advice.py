@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from usbplugin.config.container_paths import collisions, has_room_for_one
 from usbplugin.config.globs import first_overlap, includes, is_kernel_location, may_be_a_tty
-from usbplugin.custody.offer import variable_prefix
+from usbplugin.custody.container import variable_prefix
 from usbplugin.inventory import Selector
 
 if TYPE_CHECKING:

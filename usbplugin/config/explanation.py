@@ -7,7 +7,7 @@ import re
 import reprlib
 from typing import TYPE_CHECKING
 
-from usbplugin.config.model import Config, Flapping, Registration, ResourceConfig
+from usbplugin.config.model import Config, Flapping, Front, Registration, ResourceConfig
 from usbplugin.discovery import IdentityMode, Unit
 from usbplugin.inventory import Selector
 from usbplugin.inventory.shares import MOST_SHARES
@@ -37,6 +37,8 @@ _EXPECTED = {
     "unit": _one_of(Unit),
     "identity": _one_of(IdentityMode),
     "registration": _one_of(Registration),
+    "front": _one_of(Front),
+    "evictAfter": f"{_A_DURATION}, or never",
     "permissions": "any of r, w and m, in that order, such as rw",
 }
 """What a key's value must be, where msgspec would show a pattern or leave out the choices."""

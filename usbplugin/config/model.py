@@ -24,6 +24,9 @@ DEFAULT_RESOURCE = "usbplugin/serial"
 Duration = Annotated[str, msgspec.Meta(pattern=r"^[0-9]+(\.[0-9]+)?(ms|s|m|h)$")]
 """A number and a unit: ``500ms``, ``30s``, ``10m``, ``1.5h``."""
 
+DurationOrNever = Annotated[str, msgspec.Meta(pattern=r"^([0-9]+(\.[0-9]+)?(ms|s|m|h)|never)$")]
+"""A duration, or ``never``."""
+
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -34,6 +37,15 @@ class Registration(Enum):
     """The plugin calls Register on kubelet.sock."""
     WATCHER = "watcher"
     """The kubelet's plugin watcher finds the plugin's socket in plugins_registry."""
+
+
+class Front(Enum):
+    """Through what a resource's devices are given to pods."""
+
+    DEVICE_PLUGIN = "device-plugin"
+    """The kubelet's device plugin API: pods name a resource in their limits."""
+    DRA = "dra"
+    """Dynamic Resource Allocation: pods have ResourceClaims. Needs Kubernetes 1.34 or later."""
 
 
 class ResourceConfig(
@@ -62,12 +74,23 @@ class ResourceConfig(
     shares: Annotated[int, msgspec.Meta(ge=1, le=MOST_SHARES)] = 1
     """How many containers may have the same device at once."""
     cdi: bool | None = None
-    """Whether devices are granted by CDI name; if not given, the top-level ``cdi`` applies."""
+    """Whether devices are granted by CDI name; if not given, the top-level ``cdi`` applies. With
+    ``front: dra`` they always are."""
+    front: Front | None = None
+    """``device-plugin`` or ``dra``; if not given, the top-level ``front`` applies."""
 
-    def rule(self) -> ResourceRule:
-        """The part the inventory needs."""
+    def rule(self, front: Front = Front.DEVICE_PLUGIN) -> ResourceRule:
+        """The part the inventory needs, if devices are given out through ``front``."""
+        by_claim = front is Front.DRA
         return ResourceRule(
-            self.name, self.selectors, self.identity, self.unit, self.pre_start, self.shares
+            self.name,
+            self.selectors,
+            self.identity,
+            self.unit,
+            # Nobody asks before a container with a claim is started; its spec holds it back.
+            self.pre_start or by_claim,
+            self.shares,
+            by_claim=by_claim,
         )
 
 
@@ -99,16 +122,43 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ca
     """``kubelet``: the plugin calls Register. ``watcher``: the plugin watcher finds the plugin."""
     cdi: bool = False
     """Whether devices are granted by CDI name rather than as device nodes."""
+    front: Front = Front.DEVICE_PLUGIN
+    """Through what devices are given to pods: ``device-plugin`` or ``dra``. Overridden as a whole
+    by ``--front``."""
+    evict_after: DurationOrNever = "5s"
+    """With ``front: dra``: how long an unplugged device only keeps new pods away, before pods that
+    hold it are evicted; or ``never``."""
     node_features: bool = False
     """Whether to publish node labels through Node Feature Discovery."""
 
     def uses_cdi(self, resource: ResourceConfig) -> bool:
-        """Whether a resource's devices are granted by CDI name."""
+        """Whether a resource's devices are granted by CDI name through the device plugin."""
+        if self.front_of(resource) is Front.DRA:
+            return False
         return self.cdi if resource.cdi is None else resource.cdi
+
+    def front_of(self, resource: ResourceConfig) -> Front:
+        """Through what a resource's devices are given to pods."""
+        return resource.front or self.front
+
+    def with_front(self, front: Front) -> Config:
+        """The same, with all devices given to pods through ``front``."""
+        resources = tuple(msgspec.structs.replace(r, front=None) for r in self.resources)
+        return msgspec.structs.replace(self, front=front, resources=resources)
+
+    @property
+    def uses_dra(self) -> bool:
+        """Whether any resource's devices are given to pods by claims."""
+        return any(self.front_of(resource) is Front.DRA for resource in self.resources)
+
+    @property
+    def evicts_after(self) -> float | None:
+        """Seconds from an unplugging until pods are evicted; None if they never are."""
+        return None if self.evict_after == "never" else seconds(self.evict_after)
 
     def rules(self) -> list[ResourceRule]:
         """The part of each resource the inventory needs."""
-        return [resource.rule() for resource in self.resources]
+        return [resource.rule(self.front_of(resource)) for resource in self.resources]
 
     def offers(self) -> list[Offer]:
         """The terms on which each resource's devices are offered."""
@@ -121,6 +171,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ca
                 resource.pre_start,
                 resource.shares,
                 cdi=self.uses_cdi(resource),
+                by_claim=self.front_of(resource) is Front.DRA,
             )
             for resource in self.resources
         ]

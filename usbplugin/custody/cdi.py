@@ -173,20 +173,27 @@ def _entry(device: Device, offer: Offer) -> Entry:
 
 
 def _edits(device: Device, offer: Offer) -> Entry:
+    return edits(
+        (offer.container_path.format(name=port.name, device=0, port=index), port, offer.permissions)
+        for index, port in enumerate(device.ports)
+    )
+
+
+def edits(given: Iterable[tuple[str, Port, str]]) -> Entry:
+    """What makes ports appear in a container: its path there, the port, cgroup permissions."""
     nodes, mounts = [], []
-    for index, port in enumerate(device.ports):
-        path = offer.container_path.format(name=port.name, device=0, port=index)
+    for path, port, permissions in given:
         if port.number.is_pty:
-            mode = "rw" if "w" in offer.permissions else "ro"
+            mode = "rw" if "w" in permissions else "ro"
             mounts.append({"hostPath": port.node, "containerPath": path, "options": ["bind", mode]})
         else:
-            nodes.append(_node(port, path, offer.permissions))
-    edits: Entry = {}
+            nodes.append(_node(port, path, permissions))
+    made: Entry = {}
     if nodes:
-        edits["deviceNodes"] = nodes
+        made["deviceNodes"] = nodes
     if mounts:
-        edits["mounts"] = mounts
-    return edits
+        made["mounts"] = mounts
+    return made
 
 
 def _node(port: Port, path: str, permissions: str) -> dict[str, object]:

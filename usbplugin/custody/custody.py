@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from usbplugin.custody.admission import LOOK_TIMEOUT, Admission
 from usbplugin.custody.changelog import log_changes
+from usbplugin.custody.claims import ClaimedDevices
 from usbplugin.custody.effects import Effects
 from usbplugin.custody.saving import Saving
 from usbplugin.custody.starting import Eyes
@@ -28,7 +29,7 @@ from usbplugin.inventory.shares import device_of
 from usbplugin.telemetry.logs import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from usbplugin.custody import CdiDirectory, LinkDirectory, Offer, StateStore
     from usbplugin.discovery import Fact, Port
@@ -113,6 +114,7 @@ class Custody:
         self._admission = Admission(lambda: self._inventory, self._effects, workers, self._eyes)
         self._states = states
         self._complaint = ""
+        self.claimed = ClaimedDevices(lambda: self._inventory, self._change)
 
     @property
     def awaits_holders(self) -> bool:
@@ -153,8 +155,9 @@ class Custody:
             self.heed(await self.notes())
         self.hold(listed, asked_at)
 
-    def hold(self, held: Iterable[HeldDevice], asked_at: float) -> None:
+    def hold(self, held: Collection[HeldDevice], asked_at: float) -> None:
         """Take in who holds what, by the kubelet's word."""
+        self.claimed.hear(held, asked_at)
         self._carry_out(self._inventory.hold(held, asked_at, self._clock()))
         self._save()
 
@@ -331,8 +334,13 @@ class Custody:
         obstacles = (self._effects.obstacles.get(holding.device_id, "") for holding in held)
         return problem or next(filter(None, obstacles), "")
 
+    def _change(self, change: Callable[[float], Update]) -> None:
+        self._carry_out(change(self._clock()))
+        self._changed.beat()  # a container may have it soon
+
     def _carry_out(self, update: Update, noticed: float | None = None) -> None:
         update = self._make_true(update)
+        self.claimed.make_true(update.changes)
         for snapshot in update.snapshots:
             self._publish_snapshot(snapshot, noticed)
         # The streams first, then the clock, files and log.

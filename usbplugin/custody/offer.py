@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 DEFAULT_CONTAINER_PATH = "/dev/{name}"
@@ -26,8 +25,5 @@ class Offer:
     """How often a device is offered."""
     cdi: bool = False
     """Whether a container is given CDI devices in place of device nodes."""
-
-
-def variable_prefix(resource: str) -> str:
-    """What the names of a resource's environment variables begin with."""
-    return re.sub(r"[^A-Z0-9]", "_", resource.upper())
+    by_claim: bool = False
+    """Whether ResourceClaims give out its devices, and the device plugin does not."""

@@ -6,8 +6,6 @@ that an operator reads in the pod's events.
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -15,7 +13,7 @@ import grpc
 
 from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
 from usbplugin.custody.cdi import qualified_name
-from usbplugin.custody.offer import variable_prefix
+from usbplugin.custody.container import clash, environment, placements, variable_prefix
 from usbplugin.discovery.port import printable
 from usbplugin.errors import AllocationError
 from usbplugin.inventory.shares import device_of
@@ -33,9 +31,6 @@ if TYPE_CHECKING:
     """The resource that a device ID belongs to; None if no resource knows it."""
 
 _LONGEST_ID = 80
-
-# The characters that udev leaves in a name (udev(7), SYMLINK); its last part comes from the device.
-_BY_ID_LINK = re.compile(r"/dev/serial/by-id/[A-Za-z0-9#+.:=@_\\-]+")
 
 
 def allocate(
@@ -105,38 +100,21 @@ def _container_response(
     devices: Sequence[Device], offer: Offer, host_path: HostPath
 ) -> v1beta1.ContainerAllocateResponse:
     response = v1beta1.ContainerAllocateResponse()
-    taken: dict[str, tuple[int, Port]] = {}
-    main_paths = []
-    by_id = _by_id_paths(devices) if offer.by_id_links else {}
-    for position, device in enumerate(devices):
-        for index, port in enumerate(device.ports):
-            path = offer.container_path.format(name=port.name, device=position, port=index)
-            main_paths.append(path)
-            for container_path in (path, *by_id.get(port, ())):
-                if other := taken.get(container_path):
-                    of_one = other[0] == position
-                    needed = "{port}" if of_one else "{name}" if offer.cdi else "{device} or {name}"
-                    raise _invalid(
-                        f"{other[1].node} and {port.node} would both be {container_path} in the"
-                        f" container: give {offer.resource} a containerPath with {needed} in it"
-                    )
-                taken[container_path] = position, port
-                if not offer.cdi:
-                    _add_node(response, container_path, host_path(device, port), port, offer)
-        if offer.cdi:
-            response.cdi_devices.add(name=qualified_name(offer.resource, device.id))
+    places = placements(devices, offer.container_path, by_id_links=offer.by_id_links)
+    if found := clash(places):
+        of_one = any({found.first, found.second} <= set(device.ports) for device in devices)
+        needed = "{port}" if of_one else "{name}" if offer.cdi else "{device} or {name}"
+        raise _invalid(
+            f"{found.first.node} and {found.second.node} would both be {found.path} in the"
+            f" container: give {offer.resource} a containerPath with {needed} in it"
+        )
+    for path, device, port, _ in places if not offer.cdi else ():
+        _add_node(response, path, host_path(device, port), port, offer)
+    for device in devices if offer.cdi else ():
+        response.cdi_devices.add(name=qualified_name(offer.resource, device.id))
     prefix = variable_prefix(offer.resource)
-    response.envs[f"{prefix}_DEVICES"] = ",".join(main_paths)
-    response.envs[f"{prefix}_IDS"] = ",".join(device.id for device in devices)
-    response.envs[f"{prefix}_INFO"] = json.dumps([_info(device) for device in devices])
+    response.envs.update(environment(prefix, devices, places))
     return response
-
-
-def _by_id_paths(devices: Sequence[Device]) -> dict[Port, list[str]]:
-    """The by-id names of each port, but for those that several claim: whose they are is chance."""
-    ports = [port for device in devices for port in device.ports]
-    claims = Counter(link for port in ports for link in port.links if _BY_ID_LINK.fullmatch(link))
-    return {port: [link for link in port.links if claims[link] == 1] for port in ports}
 
 
 def _add_node(
@@ -157,22 +135,6 @@ def _add_node(
         response.devices.add(
             container_path=container_path, host_path=host_path, permissions=offer.permissions
         )
-
-
-def _info(device: Device) -> dict[str, object]:
-    usb = device.ports[0].usb
-    info: dict[str, object] = {"id": device.id}
-    if usb is not None:
-        info |= {
-            "vendor": usb.vendor_id,
-            "product": usb.product_id,
-            "serial": usb.serial,
-            "manufacturer": usb.manufacturer,
-            "productName": usb.product,
-            "interface": usb.interface,
-            "location": usb.location,
-        }
-    return info
 
 
 def _named(share_id: str) -> str:

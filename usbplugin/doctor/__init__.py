@@ -4,7 +4,7 @@ Each check is a function that looks at one thing and changes nothing. A file cre
 a directory is writable is removed at once.
 """
 
-from usbplugin.doctor import hardware, kubelet, rivals
+from usbplugin.doctor import dra, hardware, kubelet, rivals
 from usbplugin.doctor.finding import Check, Finding, Grade, Node, fail
 
 __all__ = ["CHECKS", "Check", "Finding", "Grade", "Node", "examine"]
@@ -24,6 +24,8 @@ CHECKS: dict[str, Check] = {
     "links": kubelet.check_links,
     "state": kubelet.check_state,
     "CDI": kubelet.check_cdi,
+    "DRA": dra.check_dra,
+    "claims": dra.check_claims,
     "daemon": kubelet.check_daemon,
     "SELinux": rivals.check_selinux,
     "AppArmor": rivals.check_apparmor,

@@ -29,7 +29,7 @@ def check_plugin_directory(node: Node) -> Finding:
     watcher = node.config.registration is Registration.WATCHER
     path = node.places.registry_dir if watcher else node.places.kubelet_dir
     flag = "--registry-dir" if watcher else "--kubelet-dir"
-    if problem := _shared_directory_problem(node, path, flag):
+    if problem := shared_directory_problem(node, path, flag):
         return problem
     try:
         for resource in node.config.resources:
@@ -141,9 +141,9 @@ def check_state(node: Node) -> Finding:
 
 def check_cdi(node: Node) -> Finding:
     """Whether CDI specs can be written, if any are needed."""
-    if not any(offer.cdi for offer in node.config.offers()):
+    if not (node.config.uses_dra or any(offer.cdi for offer in node.config.offers())):
         return ok("no resource uses CDI")
-    if problem := _shared_directory_problem(node, node.places.cdi_dir, "--cdi-dir"):
+    if problem := shared_directory_problem(node, node.places.cdi_dir, "--cdi-dir"):
         return problem
     return ok(f"CDI specs can be written to {node.places.cdi_dir}")
 
@@ -170,7 +170,7 @@ async def _readiness(daemon: Daemon) -> tuple[int | None, object]:
     return await daemon.get("/readyz") if await daemon.is_there() else (None, None)
 
 
-def _shared_directory_problem(node: Node, path: Path, flag: str) -> Finding | None:
+def shared_directory_problem(node: Node, path: Path, flag: str) -> Finding | None:
     """Why a directory shared with the host cannot be used; None if it can."""
     remedy = f"set the right one with {flag}"
     if node.in_container:

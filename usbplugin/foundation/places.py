@@ -25,8 +25,20 @@ class Places:
     features_dir: Path = Path("/etc/kubernetes/node-feature-discovery/features.d")
     """What Node Feature Discovery's local source reads."""
 
+    service_account: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+    """The token with which the API server is asked, and whom to trust; used by the DRA front."""
+
+    api_server: str = ""
+    """Its URL; empty if it is where a pod's environment says."""
+    node_name: str = ""
+    """Our Node at the API server; needed by the DRA front."""
     own_pod: str = ""
     """``namespace/name`` of the pod usbplugin runs in; empty if unknown."""
+
+    @property
+    def claims_dir(self) -> Path:
+        """What ResourceClaims were given; survives a reboot."""
+        return self.state_dir / "claims"
 
     @property
     def control_socket(self) -> Path:

@@ -63,9 +63,10 @@ class GrantBook:
         return [h for key in keys if self._counts(h := self._of[self._device_of[key]][key])]
 
     def grants(self, device_id: str) -> tuple[Grant, ...]:
-        """All that is known to have been given of a device."""
+        """All that is known to have been given of a device, but for what claims were given."""
         holdings = self._of.get(device_id, {})
-        return tuple(h.grant for _, h in sorted(holdings.items()) if h.grant is not None)
+        grants = (h.grant for _, h in sorted(holdings.items()) if not h.claim)
+        return tuple(grant for grant in grants if grant is not None)
 
     def holders(self, device_id: str) -> tuple[str, ...]:
         """Who has a device, by the kubelet's word, in alphabetical order."""
@@ -74,7 +75,10 @@ class GrantBook:
 
     def awaits_holders(self, device_id: str, *, is_ready: bool) -> bool:
         """Whether the kubelet's next word on who holds a device will decide something."""
-        holdings = self._of.get(device_id, {}).values()
+        # What claims have is theirs until they are unprepared, whatever the kubelet says; it names
+        # their pods, for people.
+        all_of_it = self._of.get(device_id, {}).values()
+        holdings = [one for one in all_of_it if not one.claim or self._is_fresh(one)]
         if any(holding.holders for holding in holdings):
             # One more holder may have come since.
             return not is_ready or any(map(self._is_fresh, holdings))
@@ -90,6 +94,19 @@ class GrantBook:
         """A container gets this of a device."""
         own = msgspec.structs.replace(grant, boot=self._boot)
         self._put(Holding(device_id, own.key, own, granted_at=now))
+
+    def prepare(self, device_id: str, grant: Grant, now: float) -> None:
+        """A claim has this of a device until it is released."""
+        known = self.find(grant.key)
+        own = msgspec.structs.replace(grant, boot=self._boot)
+        if known is None or (known.device_id, known.grant) != (device_id, own):
+            self._put(Holding(device_id, own.key, own, known.holders if known else (), now))
+
+    def release(self, claim: str) -> None:
+        """A claim has nothing any longer."""
+        for holding in [h for holdings in self._of.values() for h in holdings.values()]:
+            if holding.claim == claim:
+                self._drop(holding.key)
 
     def take_over(self, device_id: str, grant: Grant, now: float) -> None:
         """An earlier process granted this: it counts until the kubelet's first word."""
@@ -152,9 +169,20 @@ class GrantBook:
         if holding is not None and holding.grant is not None:
             self._rewrite(holding, holding.grant.stopped().ports)
 
-    def may_start_with(self, device_id: str, slot: str, number: DeviceNumber) -> None:
-        """The containers of a device may be started with that number, and nobody would tell."""
+    def may_start_with(
+        self, device_id: str, slot: str, number: DeviceNumber, *, claims_only: bool
+    ) -> None:
+        """The containers of a device may be started with that number, and nobody would tell.
+
+        Args:
+            device_id: The device.
+            slot: Which of its ports.
+            number: The port's.
+            claims_only: Whether only containers with claims are started without our being asked.
+        """
         for holding in list(self._of.get(device_id, {}).values()):
+            if claims_only and not holding.claim:
+                continue
             given = holding.grant.ports.get(slot) if holding.grant else None
             if holding.grant is None or given is None or number in given.numbers:
                 continue
@@ -203,7 +231,7 @@ class GrantBook:
 
     def _counts(self, holding: Holding) -> bool:
         """Whether a container has it, for all we know."""
-        return bool(holding.holders) or self._is_fresh(holding)
+        return bool(holding.holders or holding.claim) or self._is_fresh(holding)
 
     def _is_fresh(self, holding: Holding) -> bool:
         """Whether the kubelet's last word on its holders came too early to count."""

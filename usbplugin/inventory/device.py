@@ -34,6 +34,11 @@ class Device(msgspec.Struct, frozen=True):
     """Who holds it, as ``namespace/pod/container``."""
     also_listed: tuple[str, ...] = ()
     """Listed IDs under which a pod holds it, and under which it is not offered any longer."""
+    has_twin: bool = False
+    """Whether another device has shown the same descriptors: its serial tells nobody from it."""
+    has_moved: bool = False
+    """Whether it is displaced because a container is known to have other numbers, and not because
+    nobody knows what the container has."""
 
     @property
     def nodes(self) -> tuple[str, ...]:

@@ -9,7 +9,22 @@ import msgspec
 from usbplugin.discovery import DeviceNumber
 
 GrantKey = tuple[str, str]
-"""Resource and listed ID: the kubelet gives each of these to one container at a time."""
+"""Resource and listed ID: the kubelet gives each of these to one container at a time. For what
+was given through a claim, see ``claim_key``."""
+
+
+DRA_DRIVER = "usbplugin"
+"""By which name the kubelet knows who prepares our claims."""
+
+
+def claim_key(claim: str, device_name: str) -> GrantKey:
+    """What the claim ``namespace/name`` has of a device; no resource is called like that."""
+    return f"claim {claim}", device_name
+
+
+def claim_of(key: GrantKey) -> str:
+    """The claim that has it, as ``namespace/name``; empty if it was not given through one."""
+    return key[0].removeprefix("claim ") if key[0].startswith("claim ") else ""
 
 
 class GrantedPort(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -43,10 +58,15 @@ class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
     """Whether it holds for each share of the device: version 0.1 did not tell them apart."""
     is_unsure: bool = False
     """Whether the numbers are a guess: nobody has seen the container start."""
+    claim: str = ""
+    """``namespace/name`` of the ResourceClaim through which it was given; ``listed_id`` is then the
+    device's name in there. Empty if the device plugin gave it."""
 
     @property
     def key(self) -> GrantKey:
         """What tells it from all others."""
+        if self.claim:
+            return claim_key(self.claim, self.listed_id)
         return self.resource, self.listed_id
 
     @property
@@ -61,8 +81,8 @@ class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def is_cdi(self) -> bool:
-        """Whether the kubelet replays a CDI name."""
-        return any(not port.path for port in self.ports.values())
+        """Whether the kubelet replays a CDI name of its resource's spec."""
+        return not self.claim and any(not port.path for port in self.ports.values())
 
     def stopped(self) -> Grant:
         """The same, of a container that does not run."""
@@ -105,6 +125,12 @@ class Holding:
         return self.grant is None or self.grant.is_unsure or bool(self.grant.numbers)
 
     @property
+    def claim(self) -> str:
+        """The claim through which it was given; empty if the device plugin gave it."""
+        return self.grant.claim if self.grant is not None else ""
+
+    @property
     def who(self) -> str:
         """Its holders, for people."""
-        return ", ".join(self.holders) or "a pod (not yet named by the kubelet)"
+        unnamed = f"claim {self.claim}" if self.claim else "a pod (not yet named by the kubelet)"
+        return ", ".join(self.holders) or unnamed

@@ -18,7 +18,6 @@ from usbplugin.inventory.presence import Presence
 from usbplugin.inventory.publication import Publication
 from usbplugin.inventory.recognition import Recognition
 from usbplugin.inventory.record import Key, Record
-from usbplugin.inventory.shares import device_of, is_share
 from usbplugin.inventory.standing import Standings
 
 if TYPE_CHECKING:
@@ -153,8 +152,7 @@ class Inventory:
             copy.health, copy.since = record.health, record.since
             # If the new rules give it another ID, nothing is left of this one.
             copy.listed, copy.was_listed = not record.present, record.listed
-        # What is published from now on are the differences.
-        successor._dirty |= successor._published.take_over(self._published)
+        successor._dirty |= successor._published.take_over(self._published)  # to tell differences
         return successor
 
     def settled_port(self, key: Key) -> Port:
@@ -176,7 +174,7 @@ class Inventory:
         return min(wakes, default=None)
 
     def apply(self, facts: Iterable[Fact], now: float) -> Update:
-        """Take in a batch of facts, at ``now`` (seconds of any clock that never goes back)."""
+        """Take in a batch of facts, at ``now`` (seconds of a clock that never goes back)."""
         self._presence.apply(facts, now)
         return self._conclude(now)
 
@@ -199,6 +197,18 @@ class Inventory:
         ports = {slot: GrantedPort(record.ports[slot].number, path) for slot, path in paths.items()}
         for listed_id in listed_ids or (device_id,):
             self._book.grant(device_id, Grant(record.rule.name, listed_id, ports), now)
+        return self._conclude(now)
+
+    def prepare(self, device_id: str, grant: Grant, now: float) -> Update:
+        """A claim has the device until it is released, whether or not the device is known."""
+        if device_id in self._records or is_device_id(device_id):
+            record = self._records.get(device_id) or self._take_in(device_id, grant.resource)
+            self._book.prepare(record.id, grant, now)
+        return self._conclude(now)
+
+    def release(self, claim: str, now: float) -> Update:
+        """A claim has nothing any longer."""
+        self._book.release(claim)
         return self._conclude(now)
 
     def learn(self, grants: Iterable[Grant], now: float) -> Update:
@@ -271,8 +281,9 @@ class Inventory:
 
     def _moved(self, record: Record, arrived: Port | None) -> None:
         self._soil(record)
-        if arrived is not None and not record.rule.checks_starts:
-            self._book.may_start_with(record.id, arrived.slot, arrived.number)
+        if arrived is not None:
+            checked = record.rule.checks_starts and not record.rule.by_claim
+            self._book.may_start_with(record.id, arrived.slot, arrived.number, claims_only=checked)
 
     def _restore(self, state: DeviceState, now: float, *, is_held: bool) -> Record | None:
         """Know a device again; None if nobody offers it any longer, and nobody holds it."""
@@ -309,17 +320,15 @@ class Inventory:
         """
         if known := self._book.find((resource, listed_id)):
             return self._records[known.device_id]
-        rule = self._recognition.rule_named(resource)
-        meant = device_of(listed_id, rule.shares) if rule else listed_id
-        for device_id in (meant, listed_id, device_of(listed_id)):
-            if device_id in self._records:
-                return self._records[device_id]
-        if meant == listed_id and is_share(listed_id):
-            meant = device_of(listed_id)
-        if not is_device_id(meant):
+        meant = self._recognition.meant_by(resource, listed_id)
+        if meant is None:
             return None
-        rule, is_offered = self._recognition.terms(meant, resource, ())
-        record = Record(meant, rule, is_offered=is_offered, listed=True)
+        return self._records.get(meant) or self._take_in(meant, resource)
+
+    def _take_in(self, device_id: str, resource: str) -> Record:
+        """Know a device of which nothing is known but that somebody has it."""
+        rule, is_offered = self._recognition.terms(device_id, resource, ())
+        record = Record(device_id, rule, is_offered=is_offered, listed=True)
         self._add(record)
         self._presence.find_ports_of(record)
         return record
@@ -329,15 +338,7 @@ class Inventory:
 
     def _heed_book(self) -> None:
         """Who holds what has changed, which other devices may have waited for."""
-        device_ids, numbers = self._book.changes()
-        waiting = {record.id for number in numbers for record in self._presence.with_number(number)}
-        for device_id in device_ids & self._records.keys():
-            waiting.add(device_id)
-            for key in self._records[device_id].present.values() if self._retired else ():
-                waiting |= {record.id for record in self._presence.retired_at(key)}
-                if (offered := self._presence.offered_at.get(key)) is not None:
-                    waiting.add(offered.id)
-        self._dirty |= waiting
+        self._dirty |= self._standings.concerned_by(*self._book.changes())
 
     def _state(self, record: Record) -> DeviceState:
         return DeviceState(
@@ -364,6 +365,8 @@ class Inventory:
             since=record.since,
             holders=self._book.holders(device_id),
             also_listed=self._standings.outdated_ids(record),
+            has_twin=record.has_twin,
+            has_moved=record.has_moved,
         )
         return device, self._state(record)
 

@@ -9,11 +9,13 @@ from usbplugin.discovery.identity import (
     descriptors,
     fingerprint,
     is_by_serial,
+    is_device_id,
     may_be_of,
     possible_ids,
     unit_of,
 )
 from usbplugin.inventory.selector import ResourceRule, first_match, part_of
+from usbplugin.inventory.shares import device_of, is_share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -107,6 +109,20 @@ class Recognition:
             if holder is None or not self._is_anothers(holder, port):
                 return candidate, None
         return candidates[-1], None
+
+    def meant_by(self, resource: str, listed_id: str) -> str | None:
+        """The ID of the device that the kubelet means by a listed one; None if it is none of ours.
+
+        It need not be known.
+        """
+        rule = self.rule_named(resource)
+        meant = device_of(listed_id, rule.shares) if rule else listed_id
+        for device_id in (meant, listed_id, device_of(listed_id)):
+            if device_id in self._records:
+                return device_id
+        if meant == listed_id and is_share(listed_id):
+            meant = device_of(listed_id)
+        return meant if is_device_id(meant) else None
 
     def is_of(self, retired: Record, port: Port) -> bool:
         """Whether a port is the hardware of a device that is not offered any longer."""

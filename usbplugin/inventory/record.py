@@ -62,6 +62,8 @@ class Record:
     health: Health | None = None
     """None as long as it is not to be listed."""
     reason: str = ""
+    has_moved: bool = False
+    """Whether a container is known to have other numbers than the device has now."""
     since: float = _LONG_AGO
     wake: float | None = None
     """When time alone may change the health."""
@@ -95,6 +97,7 @@ class Record:
             standing: How it stands with other devices and their containers.
         """
         self.wake = None
+        self.has_moved = False
         health, reason = self._judge(policy, now, holdings, standing)
         if health is not self.health:
             self.since = now
@@ -190,6 +193,7 @@ class Record:
             for slot, given in holding.grant.ports.items()
             if (port := self.ports.get(slot)) and given.number not in (None, port.number)
         }
+        self.has_moved = bool(moved)
         return f"{'; '.join(moved)}: restart the container" if moved else ""
 
     def in_order(self) -> tuple[Port, ...]:

@@ -93,6 +93,8 @@ class ResourceRule(msgspec.Struct, frozen=True):
     """Whether each start of a container is checked, so that a displaced device can be cleared."""
     shares: int = 1
     """How many containers may have a device at once."""
+    by_claim: bool = False
+    """Whether ResourceClaims give out its devices, and the device plugin does not."""
 
     def matches(self, port: Port) -> bool:
         """Whether one of the selectors matches."""

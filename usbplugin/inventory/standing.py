@@ -8,8 +8,10 @@ from usbplugin.inventory.record import Standing
 from usbplugin.inventory.shares import is_listed
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Set as AbstractSet
 
+    from usbplugin.discovery import DeviceNumber
     from usbplugin.inventory.book import GrantBook
     from usbplugin.inventory.grant import GrantKey, Holding
     from usbplugin.inventory.presence import Presence
@@ -60,6 +62,19 @@ class Standings:
             if holding.may_run and holding.key not in keys
         ]
         return [*dict.fromkeys(ways), *self._by_number(record, keys)]
+
+    def concerned_by(
+        self, device_ids: AbstractSet[str], numbers: Iterable[DeviceNumber]
+    ) -> set[str]:
+        """The devices that may stand otherwise once the holders of these have changed."""
+        found = {record.id for number in numbers for record in self._presence.with_number(number)}
+        for device_id in device_ids & self._records.keys():
+            found.add(device_id)
+            for key in self._records[device_id].present.values():
+                found |= {record.id for record in self._presence.retired_at(key)}
+                if (offered := self._presence.offered_at.get(key)) is not None:
+                    found.add(offered.id)
+        return found
 
     def _by_number(self, record: Record, keys: Collection[GrantKey] = ()) -> list[str]:
         """Which containers that were given another device may open this one, and what helps."""
@@ -114,10 +129,15 @@ class Standings:
 
 
 def _is_as_offered(record: Record, holding: Holding) -> bool:
+    if holding.claim or record.rule.by_claim:
+        is_of_it = holding.grant is not None and holding.grant.resource == record.rule.name
+        return is_of_it and record.rule.by_claim and bool(holding.claim)
     resource, listed_id = holding.key
     return resource == record.rule.name and is_listed(listed_id, record.id, record.rule.shares)
 
 
 def _held_as(holding: Holding) -> str:
+    if holding.claim:
+        return f"claim {holding.claim} is prepared for it; free once its pod is gone"
     resource, listed_id = holding.key
     return f"{holding.who} holds it as {resource} {listed_id}; free once that pod is gone"

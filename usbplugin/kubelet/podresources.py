@@ -15,10 +15,11 @@ from google.protobuf.message import DecodeError
 from usbplugin.api import podresources_v1_pb2 as v1
 from usbplugin.errors import KubeletError
 from usbplugin.inventory import HeldDevice
+from usbplugin.inventory.grant import DRA_DRIVER, claim_key
 from usbplugin.kubelet.directory import CHANNEL_OPTIONS, unix_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from google.protobuf.message import Message
@@ -30,6 +31,18 @@ _ALLOCATABLE = "/v1.PodResourcesLister/GetAllocatableResources"
 _TIMEOUT = 2.0
 # The kubelet's own limit for this API; a node may run hundreds of pods.
 _LARGEST_ANSWER = 16 << 20
+
+
+def _held(container: v1.ContainerResources, holder: str) -> Iterator[HeldDevice]:
+    """What a container holds: what device plugins gave it, and what our claims did."""
+    for devices in container.devices:
+        for device_id in devices.device_ids:
+            yield HeldDevice(devices.resource_name, device_id, holder)
+    for given in container.dynamic_resources:
+        claim = f"{given.claim_namespace}/{given.claim_name}"
+        for device in given.claim_resources:
+            if device.driver_name == DRA_DRIVER:
+                yield HeldDevice(*claim_key(claim, device.device_name), holder)
 
 
 class PodResources:
@@ -77,13 +90,10 @@ class PodResources:
                 f" {self._own_pod}, is not among the {len(pods)} it lists"
             )
         return tuple(
-            HeldDevice(
-                devices.resource_name, device_id, f"{pod.namespace}/{pod.name}/{container.name}"
-            )
+            one
             for pod in answer.pod_resources
             for container in pod.containers
-            for devices in container.devices
-            for device_id in devices.device_ids
+            for one in _held(container, f"{pod.namespace}/{pod.name}/{container.name}")
         )
 
     async def allocatable(self) -> Mapping[str, frozenset[str]]:

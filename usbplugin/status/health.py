@@ -14,6 +14,7 @@ import msgspec
 
 from usbplugin.deviceplugin import State
 from usbplugin.discovery import Listener
+from usbplugin.status import dra
 from usbplugin.status.client import SESSION
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from usbplugin.deviceplugin import Session
     from usbplugin.discovery import Source
     from usbplugin.foundation.supervision import Part
+    from usbplugin.status.dra import DraView
 
 LONGEST_SILENCE = 180.0
 """Seconds; a source lists all its ports at least once a minute."""
@@ -63,8 +65,10 @@ async def liveness(
     sessions: Iterable[Session],
     parts: Mapping[str, Part],
     began: float,
+    *,
+    has_dra: bool = False,
 ) -> Report:
-    """Whether every source and every session is alive.
+    """Whether every source, every session and the DRA front is alive.
 
     Args:
         sources: All of them.
@@ -73,12 +77,14 @@ async def liveness(
         parts: Their state according to the supervisor, by name.
         began: When the sources were started, ``time.monotonic`` seconds; a source that has never
             listed its ports counts as silent since then.
+        has_dra: Whether there is a DRA front.
     """
     of_sources = [
         _source(s, listed_at.get(s.name), parts[source_part(s.name)], began) for s in sources
     ]
     of_sessions = [_session(s, parts[session_part(s.resource)]) for s in sessions]
-    return Report((*of_sources, *await asyncio.gather(*of_sessions)))
+    of_dra = [_running(parts[name]) for name in dra.PARTS if has_dra and name in parts]
+    return Report((*of_sources, *await asyncio.gather(*of_sessions), *of_dra))
 
 
 def readiness(
@@ -87,10 +93,21 @@ def readiness(
     resources: Iterable[str],
     sessions: Mapping[str, Session],
     http_problem: str = "",
+    *,
+    serves_claims: bool = False,
+    view: DraView | None = None,
 ) -> Report:
     """Whether every source has listed its ports, and every resource is served, by us or another.
 
-    An HTTP address on which nobody listens is shown too: what nobody can ask is not monitored.
+    Args:
+        sources: All of them.
+        listed_at: When each source last listed its ports.
+        resources: Those that the device plugin serves.
+        sessions: Its sessions, by resource.
+        http_problem: Why nobody listens on the HTTP address that was asked for: what nobody can
+            ask is not monitored.
+        serves_claims: Whether there are resources that are given out by claim.
+        view: Where the DRA front stands; None if there is none.
     """
     listings = {s.name: "listed" if s.name in listed_at else "not listed yet" for s in sources}
     states = {name: sessions[name].state if name in sessions else None for name in resources}
@@ -109,6 +126,7 @@ def readiness(
                 for name, state in states.items()
             ),
             *((Verdict("http address", ok=False, detail=http_problem),) if http_problem else ()),
+            *([_front(view)] if serves_claims or view is not None else []),
         )
     )
 
@@ -146,6 +164,20 @@ async def _session(session: Session, part: Part) -> Verdict:
         return Verdict(part.name, ok=False, detail=_failure(part))
     problem = await session.silence()
     return Verdict(part.name, ok=not problem, detail=problem or session.state.value)
+
+
+def _front(view: DraView | None) -> Verdict:
+    """Whether the kubelet can have claims prepared.
+
+    Not whether the API server knows of us: while that is away, all on this node goes on.
+    """
+    if view is None:
+        return Verdict(dra.FRONT, ok=False, detail="not started yet")
+    return Verdict(dra.FRONT, ok=view.is_registered, detail=view.detail)
+
+
+def _running(part: Part) -> Verdict:
+    return Verdict(part.name, ok=part.running, detail="running" if part.running else _failure(part))
 
 
 def _failure(part: Part) -> str:

@@ -22,14 +22,15 @@ MOST_EVENTS = 256
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """One change to one device."""
+    """One change to one device, or something that the DRA front did."""
 
     sequence: int
     """Numbers the events since the program started; a gap means that some were missed."""
     time: str
     event: str
     """The device's new state of health, or ``forgotten``, ``held``, ``released``, or ``changed``
-    for anything else."""
+    for anything else. Of the DRA front: ``prepared``, ``refused``, ``unprepared``, ``tainted``,
+    ``untainted``, ``published`` or ``recreated``."""
     device: str
     resource: str
     before: str | None
@@ -85,6 +86,32 @@ class History:
                     holders=device.holders,
                 )
             )
+        self._more.beat()
+
+    def note(self, event: str, *, device: str = "", resource: str = "", reason: str = "") -> None:
+        """Record what has happened, other than a change of a device.
+
+        Args:
+            event: What it is called.
+            device: The ID of the device it is about, if any.
+            resource: That device's, if known.
+            reason: Why, or with whom.
+        """
+        self._last += 1
+        self._events.append(
+            Event(
+                sequence=self._last,
+                time=moment(time.time()),
+                event=event,
+                device=device,
+                resource=resource,
+                before=None,
+                after=None,
+                reason=reason,
+                nodes=(),
+                holders=self._holders.get(device, ()),
+            )
+        )
         self._more.beat()
 
     def since(self, sequence: int) -> list[Event]:

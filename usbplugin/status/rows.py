@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from usbplugin.discovery import Port, Readiness, Unit
@@ -12,7 +13,7 @@ from usbplugin.discovery.identity import fingerprint
 from usbplugin.inventory import Health, first_match
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from usbplugin.inventory import Device, ResourceRule
 
@@ -24,6 +25,8 @@ def rows(
     ports: Iterable[Port],
     rules: Sequence[ResourceRule],
     now: float | None = None,
+    claims: Callable[[str], Sequence[str]] = lambda _: (),
+    taints: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> list[Row]:
     """A row per port of each device, then a row per port that belongs to no device.
 
@@ -32,6 +35,8 @@ def rows(
         ports: All ports present.
         rules: The resources; the first match wins.
         now: The current time on the clock of ``Device.since``.
+        claims: The claims that have a device, by its ID.
+        taints: What the cluster is told of devices, by their IDs, as ``unplugged:NoExecute``.
     """
     found: list[Row] = []
     listed = set()
@@ -43,6 +48,8 @@ def rows(
             "health": device.health.value,
             "reason": device.reason,
             "holders": list(device.holders),
+            "claims": list(claims(device.id)),
+            "taints": list(taints.get(device.id, ())),
             "since": None if now is None else moment(time.time() - (now - device.since)),
         }
         if device.health is not Health.UNPLUGGED:
@@ -92,6 +99,8 @@ def _unlisted(
         "health": "settling" if settling else "",
         "reason": reason,
         "holders": [],
+        "claims": [],
+        "taints": [],
         "since": None,
         **_port(port),
     }

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from usbplugin.discovery import Source
     from usbplugin.foundation.supervision import Part
     from usbplugin.inventory import ResourceRule
+    from usbplugin.status.dra import DraView
     from usbplugin.telemetry.instruments import Readings
 
 _FRESH = 1.0
@@ -34,6 +35,7 @@ class Status:
         parts: Mapping[str, Part],
         listed_at: Mapping[str, float],
         refresh: Callable[[], Awaitable[None]],
+        dra: Callable[[], DraView | None] = lambda: None,
     ) -> None:
         """Watch these.
 
@@ -45,6 +47,7 @@ class Status:
             parts: The supervisor's view of sources and sessions, by name.
             listed_at: When each source last listed its ports, ``time.monotonic`` seconds.
             refresh: Asks the kubelet who holds what; called before devices are shown.
+            dra: Returns where the DRA front stands; None if there is none.
         """
         self._custody = custody
         self._rules = rules
@@ -55,6 +58,7 @@ class Status:
         self.refresh = refresh
         self.http_problem = ""
         """Why nobody listens on the HTTP address that was asked for; empty if somebody does."""
+        self._dra = dra
         self._began = time.monotonic()
         self._dialling = asyncio.Lock()
         self._last_look: tuple[float, health.Report] | None = None
@@ -62,8 +66,15 @@ class Status:
     async def rows(self) -> list[Row]:
         """Devices and ports, as rows."""
         await self.refresh()
-        ports = self._custody.ports.values()
-        return rows(self._custody.devices, ports, self._rules(), time.monotonic())
+        view = self._dra()
+        return rows(
+            self._custody.devices,
+            self._custody.ports.values(),
+            self._rules(),
+            time.monotonic(),
+            self._claims_of,
+            view.taints if view else {},
+        )
 
     async def liveness(self) -> health.Report:
         """Whether all parts are alive; dials our sockets at most once a second."""
@@ -74,16 +85,27 @@ class Status:
                     return report
             sessions = list(self._sessions.values())
             report = await health.liveness(
-                self._sources, self._listed_at, sessions, self._parts, self._began
+                self._sources,
+                self._listed_at,
+                sessions,
+                self._parts,
+                self._began,
+                has_dra=self._dra() is not None,
             )
             self._last_look = time.monotonic(), report
             return report
 
     def readiness(self) -> health.Report:
         """Whether all resources are served, and HTTP is where it was asked for."""
-        resources = [rule.name for rule in self._rules()]
+        rules = self._rules()
         return health.readiness(
-            self._sources, self._listed_at, resources, self._sessions, self.http_problem
+            self._sources,
+            self._listed_at,
+            [rule.name for rule in rules if not rule.by_claim],
+            self._sessions,
+            self.http_problem,
+            serves_claims=any(rule.by_claim for rule in rules),
+            view=self._dra(),
         )
 
     async def readings(self) -> Iterable[Readings]:
@@ -94,3 +116,7 @@ class Status:
             *collect.of_sources(self._sources, self._custody.ports, self._listed_at, self._parts),
             *collect.of_sessions(self._sessions.values()),
         ]
+
+    def _claims_of(self, device_id: str) -> list[str]:
+        holdings = self._custody.claimed.holdings(device_id)
+        return sorted({holding.claim for holding in holdings if holding.claim})

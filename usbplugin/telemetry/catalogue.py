@@ -16,6 +16,7 @@ _HOTPLUG_BUCKETS = (
     *(1.0, 2.5, 5.0, 10.0, 30.0),
 )
 _CALL_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 1.0)
+_PREPARE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 10.0)
 
 DEVICES = Metric(
     "usbplugin_devices",
@@ -249,6 +250,47 @@ STARTED = Metric(
     "When the process started.",
 )
 
+DRA_REGISTERED = Metric(
+    "usbplugin_dra_registered",
+    _GAUGE,
+    "Whether the kubelet has registered the DRA driver.",
+)
+DRA_CLAIMS = Metric(
+    "usbplugin_dra_claims",
+    _GAUGE,
+    "ResourceClaims that are prepared on this node.",
+)
+DRA_UNPUBLISHED = Metric(
+    "usbplugin_dra_unpublished_seconds",
+    _GAUGE,
+    "For how long the API server has not had the devices as they are; 0 if it has.",
+)
+DRA_PREPARE_SECONDS = Metric(
+    "usbplugin_dra_prepare_seconds",
+    _HISTOGRAM,
+    "Time to prepare a claim, by outcome; known means that it had been prepared before.",
+    ("outcome",),
+    _PREPARE_BUCKETS,
+)
+DRA_PUBLISH_SECONDS = Metric(
+    "usbplugin_dra_publish_seconds",
+    _HISTOGRAM,
+    "Time from a change to the API server's answer to it.",
+    (),
+    _PREPARE_BUCKETS,
+)
+DRA_SLICES_RECREATED = Metric(
+    "usbplugin_dra_slices_recreated_total",
+    _COUNTER,
+    "ResourceSlices that had been deleted, as the kubelet does when it starts, and were made anew.",
+)
+DRA_FIELDS_DROPPED = Metric(
+    "usbplugin_dra_fields_dropped_total",
+    _COUNTER,
+    "Times the API server did not keep a field, for its feature gate is off.",
+    ("field",),
+)
+
 SECTIONS = {
     "Devices": (
         *(DEVICES, DEVICES_HELD, DEVICES_LEFT_OUT, DEVICE_INFO, DEVICE_READY, DEVICE_HOLDERS),
@@ -261,6 +303,10 @@ SECTIONS = {
     "Kubelet": (
         *(KUBELET_CALLS, KUBELET_CALL_SECONDS, REGISTERED, STANDING_BY, STREAMS),
         *(REGISTRATIONS, GENERATIONS, KUBELET_RESTARTS, HOLDER_QUERIES),
+    ),
+    "DRA": (
+        *(DRA_REGISTERED, DRA_CLAIMS, DRA_PREPARE_SECONDS, DRA_UNPUBLISHED, DRA_PUBLISH_SECONDS),
+        *(DRA_SLICES_RECREATED, DRA_FIELDS_DROPPED),
     ),
     "Configuration": (CONFIG_RELOADS, CONFIG_GOOD, CONFIG_APPLIED),
     "The plugin itself": (

@@ -20,6 +20,8 @@ from usbplugin.telemetry.observer import Observer
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from usbplugin.telemetry.dra import DraMetrics
+
 METHODS = ("Allocate", "PreStartContainer", "GetPreferredAllocation")
 OUTCOMES = ("ok", "invalid_argument", "not_found", "failed_precondition", "internal")
 RELOADS = ("applied", "unchanged", "refused")
@@ -55,6 +57,8 @@ class Metrics(Observer):
         self.config_reloads = Counter(catalogue.CONFIG_RELOADS)
         self.http_requests = Counter(catalogue.HTTP_REQUESTS)
         self.http_refused = Counter(catalogue.HTTP_REFUSED)
+        self.dra: DraMetrics | None = None
+        """What the DRA front counts, while there is one."""
         self._config_is_good = True
         self._config_applied_at = time.time()
         self._started = _start_time()
@@ -120,7 +124,9 @@ class Metrics(Observer):
     def render(self, readings: Iterable[Readings]) -> bytes:
         """Prometheus's page: these readings, and everything counted."""
         counted = [value for value in vars(self).values() if isinstance(value, Counter | Histogram)]
-        shown = {item.metric: item for item in (*readings, *counted, *self._own_readings())}
+        of_dra = self.dra.instruments(time.time()) if self.dra is not None else ()
+        items = (*readings, *counted, *of_dra, *self._own_readings())
+        shown = {item.metric: item for item in items}
         return render(shown[metric] for metric in catalogue.METRICS if metric in shown)
 
     def _own_readings(self) -> list[Readings]:

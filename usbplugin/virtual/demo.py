@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from usbplugin.virtual.containers import CreateContainerConfigError
 from usbplugin.virtual.kubelet import EmbeddedKubelet
+from usbplugin.virtual.telling import Teller, kill, since
 from usbplugin.virtual.ttys import Descriptors, VirtualBus
 
 if TYPE_CHECKING:
@@ -40,33 +41,9 @@ _GPS = Descriptors(
 _PATIENCE = 10.0
 
 
-class _Teller:
-    """Prints the story and counts the checks that passed."""
-
-    def __init__(self) -> None:
-        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        self._bold, self._green, self._red, self._dim, self._off = (
-            ("\033[1m", "\033[32m", "\033[31m", "\033[2m", "\033[0m") if colour else ("",) * 5
-        )
-        self.held = 0
-        self.failed = 0
-
-    def chapter(self, text: str) -> None:
-        print(f"\n{self._bold}{text}{self._off}", flush=True)
-
-    def say(self, text: str) -> None:
-        print(f"    {self._dim}{text}{self._off}", flush=True)
-
-    def check(self, text: str, *, held: bool = True) -> None:
-        self.held += held
-        self.failed += not held
-        mark = f"{self._green}ok   {self._off}" if held else f"{self._red}FAIL {self._off}"
-        print(f"  {mark}{text}", flush=True)
-
-
 async def tell(*, verbose: bool = False) -> bool:
     """Run the demo; return whether every check passed. Takes a few seconds and needs no root."""
-    teller = _Teller()
+    teller = Teller()
     began = time.monotonic()
     async with AsyncExitStack() as exits:
         root = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="usbplugin-")))
@@ -79,15 +56,13 @@ async def tell(*, verbose: bool = False) -> bool:
         if teller.failed and log:
             log.seek(0)
             teller.say("The plugin's log:\n" + log.read().decode("utf-8", "backslashreplace"))
-    steps = teller.held + teller.failed
-    teller.chapter(f"{teller.held} of {steps} checks passed in {time.monotonic() - began:.1f} s.")
-    if not teller.failed:
-        teller.say("On a cluster, real USB ports work the same way: see deploy/ and README.md.")
-    return not teller.failed
+    return teller.conclude(
+        began, "On a cluster, real USB ports work the same way: see deploy/ and README.md."
+    )
 
 
 class _Demo:
-    def __init__(self, root: Path, teller: _Teller) -> None:
+    def __init__(self, root: Path, teller: Teller) -> None:
         self._root = root
         self._tell = teller
         self._kubelet = EmbeddedKubelet(root / "kubelet", pod_resources=root / "pod-resources")
@@ -116,11 +91,11 @@ class _Demo:
         began = time.monotonic()
         environment = {k: v for k, v in os.environ.items() if not k.startswith("USBPLUGIN_")}
         plugin = await asyncio.create_subprocess_exec(*command, stderr=log, env=environment)
-        exits.callback(_kill, plugin)  # before anything can go wrong
+        exits.callback(kill, plugin)  # before anything can go wrong
         await self._kubelet.wait_for(
             lambda: self._kubelet.resource(RESOURCE).connected, within=_PATIENCE
         )
-        self._tell.check(f"registered {RESOURCE} {_since(began)} after the process started")
+        self._tell.check(f"registered {RESOURCE} {since(began)} after the process started")
         return plugin
 
     async def _plug_and_allocate(self, bus: VirtualBus) -> Container:
@@ -209,7 +184,7 @@ class _Demo:
         code = await asyncio.wait_for(plugin.wait(), _PATIENCE)
         left = list((self._root / "kubelet").glob("usbplugin-*.sock"))
         self._tell.check(
-            f"it exits after {_since(began)} with code {code}, leaving no socket behind",
+            f"it exits after {since(began)} with code {code}, leaving no socket behind",
             held=code == 0 and not left,
         )
 
@@ -219,16 +194,6 @@ class _Demo:
     def _latency(self, began: float) -> str:
         """Time from an event until the kubelet received the message about it."""
         return f"{1000 * (self._kubelet.log.messages[-1].time - began):.1f} ms"
-
-
-def _kill(plugin: Process) -> None:
-    """Kill the process that an interrupted demo would leave behind."""
-    if plugin.returncode is None:
-        plugin.kill()
-
-
-def _since(began: float) -> str:
-    return f"{1000 * (time.monotonic() - began):.0f} ms"
 
 
 async def _carry(source: int, target: int, data: bytes) -> bytes:

@@ -24,6 +24,7 @@ from usbplugin.api import podresources_v1_pb2_grpc as podresources_rpc
 from usbplugin.foundation.pulse import Pulse
 from usbplugin.virtual.checkpoint import CheckpointFile
 from usbplugin.virtual.containers import Container, DeviceManager, Holder
+from usbplugin.virtual.dra import DraManager
 from usbplugin.virtual.plugin_client import EmbeddedKubeletError, Resource, check_socket_path
 from usbplugin.virtual.registry import KubeletLog, PluginRegistry, Violation
 from usbplugin.virtual.services import PluginWatcher, PodResourcesService
@@ -54,6 +55,9 @@ class EmbeddedKubelet:
         log_limit: how many entries of each kind ``log`` keeps.
         checkpoint: whether to write a checkpoint, as a kubelet does, after each Allocate and each
             removal of a container.
+        cdi: where the container runtime looks for CDI specs, if any.
+        on_wipe: deletes the node's ResourceSlices at the API server, as a kubelet does when it
+            starts.
     """
 
     def __init__(
@@ -67,6 +71,8 @@ class EmbeddedKubelet:
         grace_period: float = 300.0,
         log_limit: int = 10_000,
         checkpoint: bool = True,
+        cdi: Path | None = None,
+        on_wipe: Callable[[], None] = lambda: None,
     ) -> None:
         self.directory = directory.absolute()
         self.socket = self.directory / "kubelet.sock"
@@ -84,6 +90,8 @@ class EmbeddedKubelet:
         self._manager = DeviceManager(
             self._changed.beat, self._violation, self._note, pre_start_timeout
         )
+        self.dra = DraManager(self._changed.beat, cdi, on_wipe)
+        """Drivers, claims, and the containers that use them."""
         self._registry = PluginRegistry(
             self.directory,
             self._manager,
@@ -114,6 +122,7 @@ class EmbeddedKubelet:
                 lambda: self.holders if self.knows_pods else (),
                 lambda: self.other_pods if self.knows_pods else (),
                 self._manager.resources.values,
+                lambda: self.dra.containers if self.knows_pods else (),
             )
             podresources_rpc.add_PodResourcesListerServicer_to_server(service, server)
             server.add_insecure_port(f"unix:{quote(str(self._pod_resources))}")
@@ -132,8 +141,9 @@ class EmbeddedKubelet:
         if self._watcher is not None:
             self._watcher.mkdir(parents=True, exist_ok=True)
             watcher = PluginWatcher(
-                self._watcher, self._registry.register, self._registry.disconnect
+                self._watcher, self._registry.register, self._registry.disconnect, self.dra
             )
+            self.dra.wipe()
             self._watching = asyncio.create_task(watcher.run())
         self._changed.beat()
 
@@ -157,6 +167,7 @@ class EmbeddedKubelet:
         await server.stop(None)
         try:
             await self._registry.close()
+            await self.dra.close()
         finally:
             self._manager.reset()
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from usbplugin.virtual.containers import Holder
+    from usbplugin.virtual.dra import ClaimContainer, DraManager
     from usbplugin.virtual.plugin_client import Resource
 
 _log = logging.getLogger(__name__)
@@ -46,10 +47,12 @@ class PodResourcesService(podresources_rpc.PodResourcesListerServicer):
         holders: Callable[[], Iterable[Holder]],
         others: Callable[[], Iterable[str]],
         resources: Callable[[], Iterable[Resource]],
+        claim_containers: Callable[[], Iterable[ClaimContainer]],
     ) -> None:
         self._holders = holders
         self._others = others
         self._resources = resources
+        self._claim_containers = claim_containers
 
     async def GetAllocatableResources(  # noqa: D102, N802
         self,
@@ -79,6 +82,15 @@ class PodResourcesService(podresources_rpc.PodResourcesListerServicer):
             pod = answer.pod_resources.add(name=holder.pod, namespace=holder.namespace)
             container = pod.containers.add(name=holder.container)
             container.devices.add(resource_name=holder.resource, device_ids=holder.device_ids)
+        for one in self._claim_containers():
+            pod = answer.pod_resources.add(name=one.pod, namespace=one.claim.namespace)
+            given = pod.containers.add(name=one.name).dynamic_resources.add(
+                claim_name=one.claim.name, claim_namespace=one.claim.namespace
+            )
+            for device in one.claim.devices:
+                given.claim_resources.add(
+                    driver_name=one.claim.driver, pool_name=device.pool, device_name=device.device
+                )
         return answer
 
 
@@ -95,10 +107,12 @@ class PluginWatcher:
         directory: Path,
         register: Callable[[v1beta1.RegisterRequest], Awaitable[str]],
         hang_up: Callable[[str], Awaitable[object]],
+        dra: DraManager | None = None,
     ) -> None:
         self._directory = directory
         self._register = register
         self._hang_up = hang_up
+        self._dra = dra
         self._registered: dict[_Found, str] = {}
 
     async def run(self) -> None:
@@ -111,6 +125,8 @@ class PluginWatcher:
                 # Before meeting a successor: a late failure would take that off the list.
                 await _give_up([meetings.pop(entry) for entry in gone])
                 for entry in gone:
+                    if self._dra is not None:
+                        await self._dra.deregister(entry[0])
                     if resource := self._registered.pop(entry, ""):
                         await self._hang_up(resource)
                 # Concurrently: a dying plugin answers late or never.
@@ -146,9 +162,13 @@ class PluginWatcher:
                 )
                 if info.type == "DevicePlugin":
                     refusal = await self._register(request)
+                elif info.type == "DRAPlugin" and self._dra is not None:
+                    refusal = self._dra.register(info, path)
                 else:
                     refusal = f"plugin type {info.type} has no handler"
-                if not refusal:  # it is registered, whether or not it hears of that
+                if (
+                    not refusal and info.type == "DevicePlugin"
+                ):  # it is registered, whether or not it hears of that
                     self._registered[found] = request.resource_name
                 await stub.NotifyRegistrationStatus(
                     registration.RegistrationStatus(plugin_registered=not refusal, error=refusal),

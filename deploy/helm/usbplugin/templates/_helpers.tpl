@@ -25,3 +25,16 @@ exec:
   command: [grep, -q, ready, /proc/1/comm]
 {{- end -}}
 {{- end -}}
+
+{{- /* Of what has no namespace: the release's comes first. */ -}}
+{{- define "usbplugin.clusterName" -}}
+{{ printf "%s-%s-dra" .Release.Namespace (include "usbplugin.name" .) }}
+{{- end }}
+
+{{- define "usbplugin.pluginsRegistryDir" -}}
+{{- if .Values.kubelet.pluginsRegistryDir -}}
+{{ .Values.kubelet.pluginsRegistryDir }}
+{{- else if .Values.dra.enabled -}}
+/var/lib/kubelet/plugins_registry
+{{- end -}}
+{{- end }}
