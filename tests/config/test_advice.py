@@ -47,6 +47,8 @@ def test_the_serial_in_a_link_is_named() -> None:
         (selecting(driver="[abc"), "expected a ']' for each '['"),
         (selecting(vendor="[0403"), "expected a ']' for each '['"),
         (selecting(vendor="?????"), "expected a glob that matches four hexadecimal digits"),
+        (selecting(vendor="0-03"), "expected four hexadecimal digits"),
+        (selecting(vendor="04]3"), "expected four hexadecimal digits"),
         (selecting(vendor="04?"), "expected a glob that matches four hexadecimal digits"),
         ("nodes: ['/dev/tty[']", "expected a ']' for each '['"),
         ("nodes: [/dev/bus/usb/001]", "without a further slash"),
@@ -77,6 +79,13 @@ def test_one_that_can_is_not(text: str) -> None:
     ("text", "warning"),
     [
         ("nodes: [/dev/zigbee]", "nodes[0]: /dev/zigbee names no tty of the kernel's"),
+        (
+            "nodes: ['/dev/ttyS*']",
+            "nodes[0]: /dev/ttyS* names consoles or serial ports of the main",
+        ),
+        ("nodes: [/dev/ttyAMA0]", "nodes[0]: /dev/ttyAMA0 names consoles or serial ports of the"),
+        ("nodes: [/dev/tty1]", "nodes[0]: /dev/tty1 names consoles or serial ports of"),
+        ("nodes: []", "nodes: without a glob no USB device is found"),
         (selecting(node="/dev/zigbee"), "resources[0].selectors[0].node: /dev/zigbee names no tty"),
         (selecting(node="/dev/ttyS0"), "resources[0].selectors[0].node: /dev/ttyS0 is not among"),
         (selecting(location="1-1.2"), "resources[0].selectors[0].location: 1-1.2 lacks the host"),
@@ -138,7 +147,7 @@ resources:
         ("{vendor: '10*'}", "{vendor: '10c4'}", True),
         ("{vendor: '10c4'}, {vendor: '0403'}", "{vendor: '0403', serial: A}, {vendor: 10c4}", True),
         ("{vendor: '10c4', serial: A}", "{vendor: '10c4'}", False),
-        ("{vendor: '10c4'}", "{vendor: '10c4'}, {vendor: '0403'}", False),
+        ("{serial: '[AB]'}", "{serial: '[BC]'}", False),
         ("{vendor: '10c4'}", "", False),
         ("{interface: 1}", "{interface: 1, vendor: '10c4'}", True),
         ("{interface: 1}", "{interface: 2}", False),
@@ -149,12 +158,43 @@ def test_a_resource_that_an_earlier_one_leaves_nothing(
 ) -> None:
     text = f"""
 resources:
-- {{name: a/b, selectors: [{earlier}]}}
-- {{name: a/c, selectors: [{later}]}}
+- {{name: a/b{earlier and f", selectors: [{earlier}]"}}}
+- {{name: a/c{later and f", selectors: [{later}]"}}}
 """
     found = warnings(parse(text.encode()))
     assert len(found) == takes_all
     assert all("a/c never gets a device, because a/b above it" in line for line in found)
+
+
+def test_two_resources_may_together_leave_nothing() -> None:
+    text = b"""
+resources:
+- {name: a/b, selectors: [{serial: A}]}
+- {name: a/c, selectors: [{serial: B}]}
+- {name: a/d, selectors: [{serial: A}, {serial: B}]}
+"""
+    (found,) = warnings(parse(text))
+    assert "a/d never gets a device, because a/b and a/c above it match all that it sel" in found
+
+
+def test_a_selector_that_an_earlier_resource_leaves_nothing_is_named() -> None:
+    text = b"""
+resources:
+- {name: a/b, selectors: [{serial: A}]}
+- {name: a/c, selectors: [{serial: B}, {serial: A}]}
+"""
+    (found,) = warnings(parse(text))
+    assert found == (
+        "resources[1].selectors[1]: it selects nothing, because a/b above it matches all that it"
+        " does"
+    )
+
+
+@pytest.mark.parametrize("nothing", ["[]", "[{}]", "[{serial: A}, {}]"])
+def test_selectors_without_a_condition_do_not_take_every_port(nothing: str) -> None:
+    message = refusal(f"resources: [{{name: a/b, selectors: {nothing}}}]")
+    assert "resources[0].selectors" in message
+    assert message.endswith(": leave selectors out for a resource of every port")
 
 
 @pytest.mark.parametrize(

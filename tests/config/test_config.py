@@ -296,16 +296,15 @@ def test_good_resource_names(name: str) -> None:
     assert parse(f"resources: [{{name: {name}}}]".encode()).resources[0].name == name
 
 
-def test_an_empty_selector_that_shadows_later_resources_causes_a_warning() -> None:
+def test_a_resource_of_every_port_that_shadows_later_ones_causes_a_warning() -> None:
     config = parse(b"""
 resources:
-  - {name: a/all, selectors: [{}]}
+  - {name: a/all}
   - {name: a/zigbee, selectors: [{vendor: "10c4"}]}
 """)
     assert warnings(config) == [
         "resources[1]: a/zigbee never gets a device, because a/all above it matches every port:"
         " move a/all to the end",
-        "resources[0].selectors[0]: it is empty, so it matches every port: is that meant?",
     ]
     assert warnings(Config()) == []
 

@@ -106,6 +106,11 @@ def test_an_unknown_key_leads_to_the_one_that_was_meant(text: str, key: str, mea
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("resources: [", "line 2, column 1: not valid YAML: expected a value here, or a ']'"),
+        (
+            "resources:\n- name: a/b\n\tshares: 2",
+            "line 3, column 1: not valid YAML: a tab: indent with spaces",
+        ),
         (
             "resources:\n\t- name: a/b",
             "line 2, column 1: not valid YAML: a tab: indent with spaces",

@@ -5,12 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from usbplugin.config.container_paths import collisions, has_room_for_one
-from usbplugin.config.globs import first_overlap, includes, is_kernel_location, may_be_a_tty
+from usbplugin.config.globs import (
+    first_overlap,
+    includes,
+    is_kernel_location,
+    is_on_board,
+    may_be_a_tty,
+)
 from usbplugin.custody.container import variable_prefix
 from usbplugin.inventory import Selector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from usbplugin.config.model import Config, ResourceConfig
 
@@ -53,18 +59,38 @@ def _is_of_one_device(resource: ResourceConfig) -> bool:
 
 def _idle_resources(config: Config) -> Iterator[str]:
     for index, resource in enumerate(config.resources):
-        for earlier in config.resources[:index]:
-            if all(
-                any(includes(wider, narrower) for wider in earlier.selectors or _EVERYTHING)
-                for narrower in resource.selectors or _EVERYTHING
-            ):
-                every = not earlier.selectors or any(s.is_empty for s in earlier.selectors)
-                takes = "matches every port" if every else "matches all that it selects"
-                yield (
-                    f"resources[{index}]: {resource.name} never gets a device, because"
-                    f" {earlier.name} above it {takes}: move {earlier.name} to the end"
-                )
-                break
+        where, earlier = f"resources[{index}]", config.resources[:index]
+        takers = [_taker(selector, earlier) for selector in resource.selectors or _EVERYTHING]
+        names = list(dict.fromkeys(taker.name for taker in takers if taker))
+        if all(takers):
+            every = next((t.name for t in takers if t and not t.selectors), "")
+            take = "matches" if len(names) == 1 else "match"
+            what = f"{take} all that it selects"
+            yield (
+                f"{where}: {resource.name} never gets a device, because"
+                f" {every or ' and '.join(names)} above it"
+                f" {'matches every port' if every else what}: move"
+                f" {every or ' and '.join(names)} to the end"
+            )
+        else:
+            for position, taker in enumerate(takers):
+                if taker:
+                    yield (
+                        f"{where}.selectors[{position}]: it selects nothing, because {taker.name}"
+                        " above it matches all that it does"
+                    )
+
+
+def _taker(selector: Selector, earlier: Sequence[ResourceConfig]) -> ResourceConfig | None:
+    """The first resource that takes every port that ``selector`` matches; None if none does."""
+    return next(
+        (
+            resource
+            for resource in earlier
+            if any(includes(wider, selector) for wider in resource.selectors or _EVERYTHING)
+        ),
+        None,
+    )
 
 
 def _cdi_paths(config: Config) -> Iterator[str]:
@@ -101,8 +127,15 @@ def _shared_variables(config: Config) -> Iterator[str]:
 
 
 def _nodes_without_ports(config: Config) -> Iterator[str]:
+    if not config.nodes:
+        yield "nodes: without a glob no USB device is found: leave nodes out for its default"
     for index, pattern in enumerate(config.nodes):
-        if not may_be_a_tty(pattern):
+        if is_on_board(pattern):
+            yield (
+                f"nodes[{index}]: {pattern} names consoles or serial ports of the mainboard, which"
+                " are left out: only ports of USB devices are offered"
+            )
+        elif not may_be_a_tty(pattern):
             yield (
                 f"nodes[{index}]: {pattern} names no tty of the kernel's (ttyUSB0, ttyACM0...), and"
                 " links such as udev's are not looked at"
@@ -114,8 +147,6 @@ def _selectors_without_ports(config: Config) -> Iterator[str]:
         for position, selector in enumerate(resource.selectors):
             where = f"resources[{index}].selectors[{position}]"
             node, location = selector.node or "", selector.location or ""
-            if selector.is_empty:
-                yield f"{where}: it is empty, so it matches every port: is that meant?"
             if node and not may_be_a_tty(node):
                 yield (
                     f"{where}.node: {node} names no tty of the kernel's (ttyUSB0, ttyACM0...), and"

@@ -21,6 +21,9 @@ _PLAIN_PLACES = ("node", "driver", "location")
 """Their values never have a bracket in them, so that one that is not closed is a mistake."""
 _HEXADECIMAL = ("vendor", "product")
 _DIGITS = 4
+_DIGIT = r"(?:[0-9A-Fa-f?]|\[!?[0-9A-Fa-f-]+\])"
+"""What one digit may be written as."""
+_ON_BOARD = re.compile(r"/dev/(tty([0-9]|[SO][0-9*?\[]|AMA|mxc|THS|SAC)|console|hvc)")
 _CLOSED = "expected a ']' for each '['"
 
 
@@ -62,6 +65,11 @@ def may_be_a_tty(pattern: str) -> bool:
     return name == pattern or "/" in name or _may_share_a_prefix(name, "tty")
 
 
+def is_on_board(pattern: str) -> bool:
+    """Whether nodes are consoles or UARTs by their names, which are not on USB."""
+    return bool(_ON_BOARD.match(pattern))
+
+
 def may_overlap(pattern: str, other: str) -> bool:
     """Whether both globs may match one node: their texts up to the first wildcard agree."""
     if not _WILDCARDS & set(pattern):
@@ -97,15 +105,14 @@ def _includes_value(wanted: str | int, known: str | int, *, fold: bool) -> bool:
 
 
 def _hexadecimal_problem(value: str) -> str:
-    if not re.fullmatch(r"[0-9A-Fa-f*?\[\]!-]+", value):
-        return "expected four hexadecimal digits, as lsusb prints them, or a glob"
-    if not _WILDCARDS & set(value):
-        return "" if len(value) == _DIGITS else "expected four hexadecimal digits"
     if _has_open_bracket(value):
         return _CLOSED
-    single = re.sub(r"\[!?\]?[^\]]*\]", "?", value)
-    least = len(single.replace("*", ""))
-    if least > _DIGITS or ("*" not in single and least != _DIGITS):
+    if not re.fullmatch(f"({_DIGIT}|\\*)+", value):
+        return "expected four hexadecimal digits, as lsusb prints them, or a glob"
+    least = len(re.findall(_DIGIT, value))
+    if not _WILDCARDS & set(value):
+        return "" if least == _DIGITS else "expected four hexadecimal digits"
+    if least > _DIGITS or ("*" not in value and least != _DIGITS):
         return "expected a glob that matches four hexadecimal digits"
     return ""
 

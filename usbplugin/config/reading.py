@@ -50,8 +50,9 @@ def parse(text: bytes) -> Config:
     """Decode and validate a configuration file's text.
 
     A text without content is refused: that is what a file looks like that was truncated before it
-    is written anew, or for which the disk had no room. So is a key without a value, which is how
-    some texts end that were cut off.
+    is written anew, or for which the disk had no room. So are a key without a value, which is how
+    some texts end that were cut off, and selectors without a condition, which is what a template
+    makes of a variable that is not set: they would take every port.
 
     Raises:
         ConfigError: it is invalid.
@@ -86,28 +87,30 @@ def _decode(text: bytes) -> Config:
         from usbplugin.config.explanation import explain  # noqa: PLC0415
 
         raise ConfigError(explain(str(error), document)) from error
-    # Types cannot tell: to them, a key without a value is one that is not there.
-    empty = ((path, _EMPTY) for path in _empty_paths(document.value))
-    for path, problem in chain(empty, problems(config)):
+    # Types cannot tell: to them, what is given as nothing is what is not given.
+    for path, problem in chain(_given_as_nothing(document.value), problems(config)):
         raise ConfigError(f"{document.place(path)}: {path}: {problem}")
     return config
 
 
 _EMPTY = "expected a value, found nothing: leave the key out for its default"
+_EVERY_PORT = "leave selectors out for a resource of every port"
 
 
-def _empty_paths(value: object, path: str = "") -> Iterator[str]:
-    """The paths of keys without a value, in a document of our types."""
-    if isinstance(value, dict):
-        inner = [(f"{path}.{key}" if path else str(key), item) for key, item in value.items()]
+def _given_as_nothing(value: object, path: str = "") -> Iterator[tuple[str, str]]:
+    """The paths of what is there without content, in a document of our types, and the problem."""
+    if value is None:
+        yield path, _EMPTY
+    elif isinstance(value, dict):
+        if not value and "selectors" in path:
+            yield path, f"expected a condition, found {{}}: {_EVERY_PORT}"
+        for key, item in value.items():
+            yield from _given_as_nothing(item, f"{path}.{key}" if path else str(key))
     elif isinstance(value, list):
-        inner = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
-    else:
-        inner = []
-        if value is None:
-            yield path
-    for where, item in inner:
-        yield from _empty_paths(item, where)
+        if not value and path.endswith("selectors"):
+            yield path, f"expected at least one selector, found none: {_EVERY_PORT}"
+        for index, item in enumerate(value):
+            yield from _given_as_nothing(item, f"{path}[{index}]")
 
 
 def _found(document: Document) -> str:

@@ -63,7 +63,8 @@ _SAYINGS = {
     "expected '-' indicator": "expected another '-' here, as the list above has: " + _INDENTATION,
     "did not find expected key": "expected a key here: " + _INDENTATION,
     "could not find expected ':'": "expected ': ' after the key on this line or the one above",
-    "did not find expected node content": "expected a value here",
+    "did not find expected node content": "expected a value here, or a ']' or '}' before",
+    "tab character": "a tab: indent with spaces",
     "unknown escape character": r"a backslash in double quotes begins an escape: write \\, or use"
     " single quotes",
     "expected comment or line break": "expected nothing more on this line",
