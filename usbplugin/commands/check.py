@@ -16,13 +16,8 @@ from usbplugin.errors import UsbPluginError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable, Sequence
-
-    from usbplugin.config import Config
-    from usbplugin.status.rows import Row
 
 _STANDARD_INPUT = "-"
-_MOST_NAMED = 3
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +32,12 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from usbplugin.commands.table import scan, table
+    from usbplugin.commands.here import contradictions, summary
+    from usbplugin.commands.table import devices_of, survey, table
     from usbplugin.commands.wiring import config_of, sources_of
     from usbplugin.config import notes, parse_file, warnings
+    from usbplugin.status.rows import rows
+    from usbplugin.status.selection import selections
 
     if options.file == _STANDARD_INPUT:
         name = "standard input"
@@ -54,55 +52,20 @@ def _run(options: argparse.Namespace) -> int:
         for line in advice:
             print(f"{kind}: {line}", file=sys.stderr)
     sys.stdout.flush()
+    rules = config.rules()
     try:
-        found = scan(sources_of(options, config), config.rules())
+        inventory = survey(sources_of(options, config), rules)
     except UsbPluginError as error:
         print(f"what it would select here cannot be shown: {error}", file=sys.stderr)
         return 0
-    print("\n".join(["", *_summary(config, found)]))
-    if found:
+    devices, ports = devices_of(inventory, rules), inventory.ports.values()
+    print("\n".join(["", *summary(config, selections(devices, ports, rules), ports)]))
+    if found := rows(devices, ports, rules):
         print(f"\n{table(found, width=Screen(sys.stdout).width)}")
     if options.udev:
-        for path in _not_on_usb(config.nodes, found):
-            print(f"note: {path} matches nodes, but is not on USB: it is left out", file=sys.stderr)
+        for line in contradictions(config):
+            print(f"warning: {line}", file=sys.stderr)
     return 0
-
-
-def _summary(config: Config, found: Sequence[Row]) -> list[str]:
-    """A line for each resource, with what it selects here."""
-    lines = {}
-    for resource in config.resources:
-        rows = [row for row in found if row["resource"] == resource.name]
-        ids = list(dict.fromkeys(str(row["id"]) for row in rows if row["id"]))
-        lines[resource.name] = _selected(ids, len(rows))
-    if others := [row for row in found if not row["resource"]]:
-        ports = "1 port" if len(others) == 1 else f"{len(others)} ports"
-        lines["(no resource)"] = f"{ports} that nothing selects"
-    width = max(map(len, lines))
-    return [f"{name:{width}}  {text}" for name, text in lines.items()]
-
-
-def _selected(ids: Sequence[str], rows: int) -> str:
-    if not rows:
-        return "matches nothing here"
-    if not ids:
-        return "matches ports that are no device yet: see below"
-    more = f" and {len(ids) - _MOST_NAMED} more" if len(ids) > _MOST_NAMED else ""
-    count = "1 device" if len(ids) == 1 else f"{len(ids)} devices"
-    return f"{count}: {', '.join(ids[:_MOST_NAMED])}{more}"
-
-
-def _not_on_usb(globs: Iterable[str], found: Iterable[Row]) -> list[str]:
-    """The ttys that ``nodes`` matches and no source lists, for their device is not on USB."""
-    listed = {row["node"] for row in found}
-    root = Path("/")
-    paths = {str(path) for pattern in globs for path in root.glob(pattern.lstrip("/"))}
-    return sorted(
-        path
-        for path in paths - listed
-        if (tty := Path("/sys/class/tty") / Path(path).name).exists()
-        and "/usb" not in str(tty.resolve())
-    )
 
 
 COMMAND = Command(

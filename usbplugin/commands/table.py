@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from usbplugin.discovery import Source
-    from usbplugin.inventory import ResourceRule
+    from usbplugin.inventory import Device, ResourceRule
 
 _COLUMNS = {
     "id": "ID",
@@ -45,12 +45,26 @@ def scan(sources: Iterable[Source], rules: Sequence[ResourceRule]) -> list[Row]:
     Raises:
         DiscoveryError: a source cannot see ports.
     """
+    inventory = survey(sources, rules)
+    return rows(devices_of(inventory, rules), inventory.ports.values(), rules)
+
+
+def survey(sources: Iterable[Source], rules: Sequence[ResourceRule]) -> Inventory:
+    """What ``serve`` would know now.
+
+    Raises:
+        DiscoveryError: a source cannot see ports.
+    """
     inventory = Inventory(rules)
     inventory.apply((AllPorts(source.name, source.scan(), "start") for source in sources), now=0.0)
     # A scan has seen all ports that there are: a device of several is not waited for.
     inventory.apply((), now=HealthPolicy().group_settle)
-    devices = [device for rule in rules for device in inventory.snapshot(rule.name).devices]
-    return rows(devices, inventory.ports.values(), rules)
+    return inventory
+
+
+def devices_of(inventory: Inventory, rules: Sequence[ResourceRule]) -> list[Device]:
+    """All devices that an inventory lists."""
+    return [device for rule in rules for device in inventory.snapshot(rule.name).devices]
 
 
 def table(found: Sequence[Row], *, colour: bool = False, width: int | None = None) -> str:
