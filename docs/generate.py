@@ -20,6 +20,9 @@ import msgspec
 from usbplugin.config import Config, Flapping, ResourceConfig
 from usbplugin.inventory import Selector
 
+Part = dict[str, object]
+"""A part of a JSON Schema."""
+
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- generated: make docs -->", "<!-- end of what is generated -->"
 SCHEMA = "deploy/config.schema.json"
@@ -32,6 +35,48 @@ SECTIONS = (
     ("`resources[].selectors[]`", Selector),
     ("`flapping`", Flapping),
 )
+_DIGIT = r"([0-9A-Fa-f?]|\[!?[0-9A-Fa-f-]+\])"
+_CLOSED = r"^([^\[]|\[!?\]?[^\]]*\])*$"
+_ID: Part = {
+    "allOf": [{"pattern": rf"^\**({_DIGIT}\**){{0,4}}$"}, {"pattern": rf"\*|^{_DIGIT}{{4}}$"}]
+}
+RULES: dict[type[msgspec.Struct], dict[str, Part]] = {
+    Config: {
+        "nodes": {"items": {"type": "string", "pattern": r"^/dev/([^/\[]|\[!?\]?[^/\]]*\])+$"}},
+        "resources": {"minItems": 1},
+    },
+    ResourceConfig: {
+        "name": {
+            "pattern": r"^[a-z0-9]([a-z0-9.-]{0,242}[a-z0-9])?/"
+            r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$",
+            "not": {"pattern": r"^requests\.|kubernetes\.io/|\.\.[^/]*/|-\.[^/]*/|\.-[^/]*/"},
+        },
+        "selectors": {"minItems": 1},
+        "containerPath": {
+            "pattern": r"^/([^,{}\x00-\x1f\x7f]|\{\{|\}\}|\{(name|device|port)\})*$",
+            "not": {"pattern": r"(^|/)\.\.(/|$)|/$"},
+        },
+    },
+    Selector: {
+        "vendor": _ID,
+        "product": _ID,
+        "driver": {"pattern": _CLOSED},
+        "interface": {"minimum": 0, "maximum": 255},
+        "location": {"pattern": _CLOSED},
+        "node": {
+            "allOf": [{"pattern": r"^[/*?\[]"}, {"pattern": _CLOSED}],
+            "not": {"pattern": r"^/dev/serial/by-(id|path)(/|$)"},
+        },
+    },
+    Flapping: {},
+}
+"""What the plugin refuses beyond types, in the regular expressions that JavaScript and Go share."""
+CDI: Part = {
+    "name": {"pattern": r"^[A-Za-z][^/]+/[A-Za-z][^/]+$"},
+    "byIdLinks": {"const": False},
+    "containerPath": {"not": {"pattern": r"\{device\}"}},
+}
+"""What a resource with CDI must be like."""
 EXAMPLES = {
     "nodes": '["/dev/ttyUSB*", "/dev/ttyXR*"]',
     "resources": "see below",
@@ -84,7 +129,26 @@ def schema() -> str:
             properties[field.encode_name]["description"] = _plain(
                 attribute_docs(struct)[field.name]
             )
+            properties[field.encode_name] |= RULES[struct].get(field.encode_name, {})
+    definitions = document["$defs"]
+    definitions["Selector"]["minProperties"] = 1
+    # It stands for every port, which nobody can write as an empty list.
+    del definitions["ResourceConfig"]["properties"]["selectors"]["default"]
+    definitions["ResourceConfig"]["allOf"] = [
+        _if({"unit": {"const": "usb-device"}}, {"containerPath": {"pattern": r"\{(name|port)\}"}}),
+        _if({"cdi": {"const": True}}, CDI),
+    ]
+    unless_off = _if({"cdi": {"not": {"const": False}}}, CDI, anyway=True)
+    definitions["Config"]["allOf"] = [
+        _if({"cdi": {"const": True}}, {"resources": {"items": unless_off}})
+    ]
     return json.dumps(_without_null(document), indent=2) + "\n"
+
+
+def _if(condition: Part, rules: Part, *, anyway: bool = False) -> Part:
+    """Rules for some properties if others are as in ``condition``; ``anyway``: or not there."""
+    required = {} if anyway else {"required": list(condition)}
+    return {"if": {"properties": condition} | required, "then": {"properties": rules}}
 
 
 def chart_schema() -> str:
@@ -93,10 +157,7 @@ def chart_schema() -> str:
     document["$defs"] = json.loads(schema())["$defs"]
     document["properties"]["config"] = {
         "description": "The configuration; usbplugin check looks at more than types.",
-        "allOf": [
-            {"$ref": "#/$defs/Config"},
-            {"properties": {"resources": {"minItems": 1}}},
-        ],
+        "allOf": [{"$ref": "#/$defs/Config"}],
     }
     return json.dumps(document, indent=2) + "\n"
 

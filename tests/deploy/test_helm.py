@@ -78,6 +78,13 @@ RESOURCE, SELECTOR = "config.resources[0].name=a/b", "config.resources[0].select
         (f"{RESOURCE},{SELECTOR}.serial=null", "/selectors/0/serial"),
         (f"{RESOURCE},config.resources[0].unit=usb", "/unit"),
         ("config.retention=30", "/retention"),
+        (f"{RESOURCE},{SELECTOR}.vendor=FTDI", "/selectors/0/vendor"),
+        (f"{RESOURCE},{SELECTOR}.vendor=null", "/selectors/0/vendor"),
+        (f"{RESOURCE},{SELECTOR}.node=ttyUSB0", "/selectors/0/node"),
+        (f"{RESOURCE},{SELECTOR}.node=/dev/serial/by-id/x", "/selectors/0/node"),
+        (f"{RESOURCE},config.resources[0].containerPath=dev/x", "/containerPath"),
+        ("config.resources[0].name=serial", "/resources/0/name"),
+        ("config.nodes[0]=ttyUSB0", "/config/nodes/0"),
     ],
 )
 def test_the_schema_refuses(setting: str, complaint: str, helm: str) -> None:
