@@ -6,7 +6,6 @@ import asyncio
 import json
 import signal
 import sys
-import time
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
@@ -78,6 +77,7 @@ async def _rows(options: argparse.Namespace) -> tuple[list[Row], list[str], list
 async def _watch(options: argparse.Namespace) -> None:
     from usbplugin.commands.table import table
     from usbplugin.commands.view import view_of
+    from usbplugin.status.rows import clock
 
     changed = asyncio.Event()
     async with AsyncExitStack() as exits:
@@ -95,9 +95,7 @@ async def _watch(options: argparse.Namespace) -> None:
             if options.json:
                 print(json.dumps(found), flush=True)
             else:
-                # UTC as everywhere else: logs, events and the status page can be compared.
-                now = time.strftime("%H:%M:%SZ", time.gmtime())
-                heading = f"{now}  from {view}; Ctrl-C ends this\n\n"
+                heading = f"{clock()}  from {view}; Ctrl-C ends this\n\n"
                 shown = table(found, colour=screen.has_colours, width=screen.width)
                 screen.show(heading + (shown if found else _NOTHING))
             await asyncio.sleep(_REDRAW_INTERVAL)

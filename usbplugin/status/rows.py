@@ -78,6 +78,11 @@ def moment(seconds: float) -> str:
     return text.replace("+00:00", "Z")
 
 
+def clock() -> str:
+    """The time of day in UTC, as logs, events and the status page say it."""
+    return f"{moment(time.time())[11:19]}Z"
+
+
 def _unlisted(
     port: Port, rules: Sequence[ResourceRule], *, has_own_number: bool, has_own_place: bool
 ) -> Row:
