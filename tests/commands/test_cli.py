@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-COMMANDS = ("serve", "list", "events", "check", "classes", "doctor", "virtual", "demo")
+COMMANDS = ("serve", "list", "events", "check", "suggest", "classes", "doctor", "virtual", "demo")
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,17 @@
 ``wiring`` turns flags into sources, places and a configuration: a new source is wired there.
 """
 
-from usbplugin.commands import check, classes, demo, doctor, events, listing, serve, virtual
+from usbplugin.commands import (
+    check,
+    classes,
+    demo,
+    doctor,
+    events,
+    listing,
+    serve,
+    suggest,
+    virtual,
+)
 from usbplugin.commands.command import Command
 
 __all__ = ["COMMANDS", "Command"]
@@ -14,6 +24,7 @@ COMMANDS: tuple[Command, ...] = (
     events.COMMAND,
     doctor.COMMAND,
     check.COMMAND,
+    suggest.COMMAND,
     classes.COMMAND,
     virtual.COMMAND,
     demo.COMMAND,

@@ -18,7 +18,7 @@ from usbplugin.status.rows import Row, rows
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
-    from usbplugin.discovery import Fact, Source
+    from usbplugin.discovery import Fact, Port, Source
     from usbplugin.inventory import HealthPolicy, ResourceRule
     from usbplugin.status.client import Document
 
@@ -65,6 +65,11 @@ class Hardware:
                 hearing.cancel()
                 for source in self._sources:
                     source.stop()
+
+    @property
+    def ports(self) -> tuple[Port, ...]:
+        """All that are here now, whatever resource they belong to."""
+        return tuple(self._inventory.ports.values())
 
     async def rows(self) -> list[Row]:
         """Devices and ports."""
