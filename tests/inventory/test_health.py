@@ -656,3 +656,30 @@ def test_only_a_ready_device_may_be_allocated_and_some_others_are_there_for_who_
         Health.DISPLACED,
         Health.RETIRED,
     }
+
+
+def test_a_stick_that_goes_at_each_start_of_its_container_is_no_bad_cable() -> None:
+    """Its application resets it; the kernel gives it the other number as long as one is open."""
+    replay = displaced()
+    assert replay.device().reason.endswith("restart the container"), "once is chance"
+    there, other = moved(), usb_port()
+    for _ in range(POLICY.flaps - 2):
+        replay.start()
+        replay.now += 1
+        replay(gone(there))
+        there, other = other, there
+        assert replay(present(there)) == {A: Health.DISPLACED}
+        assert "the application resets it: turn that off" in replay.device().reason
+        replay.grant()
+    replay(gone(there))
+    assert replay(present(there)) == {A: Health.FLAPPING}
+    assert "the application resets it" in replay.device().reason
+
+
+def test_a_device_that_nobody_holds_is_reset_by_nobody() -> None:
+    replay = Replay()
+    for _ in range(POLICY.flaps):
+        replay(present(usb_port()))
+        replay(gone(usb_port()))
+    assert replay(present(usb_port())) == {A: Health.FLAPPING}
+    assert "application" not in replay.device().reason

@@ -21,6 +21,8 @@ Key = tuple[str, str]
 
 _LONG_AGO = float("-inf")
 
+_RESETS = "; if it goes each time its container starts, the application resets it: turn that off"
+
 
 @dataclass(frozen=True, slots=True)
 class Standing:
@@ -145,7 +147,7 @@ class Record:
             self.wake = self.last_move + policy.flap_quiet
             return Health.FLAPPING, (
                 f"was unplugged {len(self.departures)} times; usable after"
-                f" {policy.flap_quiet:g} s of quiet"
+                f" {policy.flap_quiet:g} s of quiet{_RESETS if holdings else ''}"
             )
         if standing.contest:
             return Health.CONTESTED, standing.contest
@@ -194,7 +196,9 @@ class Record:
             if (port := self.ports.get(slot)) and given.number not in (None, port.number)
         }
         self.has_moved = bool(moved)
-        return f"{'; '.join(moved)}: restart the container" if moved else ""
+        # Restarting it again helps nobody if the start itself is what unplugs the device.
+        again = _RESETS if len(self.departures) > 1 else ""
+        return f"{'; '.join(moved)}: restart the container{again}" if moved else ""
 
     def in_order(self) -> tuple[Port, ...]:
         """Its ports as last seen, in interface order."""
