@@ -69,7 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
             epilog=EXIT_CODES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        subparser.set_defaults(command=command.run, complain=subparser.error, choices={})
+        subparser.set_defaults(
+            command=command.run, complain=subparser.error, choices={}, program=parser
+        )
         command.add_flags(subparser)
     return parser
 

@@ -6,6 +6,7 @@
 from usbplugin.commands import (
     check,
     classes,
+    completion,
     demo,
     doctor,
     events,
@@ -28,5 +29,7 @@ COMMANDS: tuple[Command, ...] = (
     classes.COMMAND,
     virtual.COMMAND,
     demo.COMMAND,
+    completion.COMPLETION,
+    completion.MAN,
 )
 """In the order in which ``--help`` shows them."""
