@@ -96,6 +96,7 @@ EXAMPLES = {
     "byIdLinks": "true",
     "preStart": "false",
     "shares": "3",
+    "settle": "10s",
     "times": "10",
     "window": "2m",
     "quiet": "1m",

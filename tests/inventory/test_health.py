@@ -683,3 +683,35 @@ def test_a_device_that_nobody_holds_is_reset_by_nobody() -> None:
         replay(gone(usb_port()))
     assert replay(present(usb_port())) == {A: Health.FLAPPING}
     assert "application" not in replay.device().reason
+
+
+BOOTLOADER_RULE = ResourceRule(SERIAL, settle=10.0)
+
+
+def test_a_new_device_is_listed_once_it_has_stayed_for_its_resources_settle() -> None:
+    replay = Replay(BOOTLOADER_RULE)
+    assert replay(present(usb_port())) == {}
+    assert replay.inventory.deadline == replay.now + 10
+    assert replay.wait(9.9) == {}
+    assert replay.wait(0.1) == {A: Health.READY}
+    assert replay(gone(usb_port())) == {A: Health.UNPLUGGED}
+    assert replay(present(usb_port())) == {A: Health.READY}, "it is known"
+    replay(gone(usb_port()))
+    replay.restart()
+    assert replay(present(usb_port())) == {A: Health.READY}, "so it is after a restart"
+
+
+def test_a_bootloader_that_shows_itself_for_some_seconds_leaves_nothing_behind() -> None:
+    replay = Replay(BOOTLOADER_RULE)
+    bootloader = usb_port(serial="", product_id="0036")
+    replay(present(usb_port()))
+    replay.wait(10)
+    replay.grant()
+    replay.hold(POD)
+    for _ in range(2):
+        replay(gone(usb_port()))
+        assert replay(present(bootloader)) == {A: Health.UNPLUGGED}
+        assert replay.wait(9) == {A: Health.UNPLUGGED}
+        assert replay(gone(bootloader)) == {A: Health.UNPLUGGED}
+        assert replay(present(usb_port())) == {A: Health.READY}
+    assert replay.wait(20) == {A: Health.READY}

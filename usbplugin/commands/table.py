@@ -58,7 +58,7 @@ def survey(sources: Iterable[Source], rules: Sequence[ResourceRule]) -> Inventor
     inventory = Inventory(rules)
     inventory.apply((AllPorts(source.name, source.scan(), "start") for source in sources), now=0.0)
     # A scan has seen all ports that there are: a device of several is not waited for.
-    inventory.apply((), now=HealthPolicy().group_settle)
+    inventory.apply((), now=max((HealthPolicy().group_settle, *(rule.settle for rule in rules))))
     return inventory
 
 

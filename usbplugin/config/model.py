@@ -73,6 +73,9 @@ class ResourceConfig(
     """Whether each container start is checked, and waits while the device is unplugged."""
     shares: Annotated[int, msgspec.Meta(ge=1, le=MOST_SHARES)] = 1
     """How many containers may have the same device at once."""
+    settle: Duration = "0s"
+    """How long a new device has to stay before it is listed: a bootloader that shows itself for
+    some seconds never is. One that is listed comes back at once."""
     cdi: bool | None = None
     """Whether devices are granted by CDI name; if not given, the top-level ``cdi`` applies. With
     ``front: dra`` they always are."""
@@ -91,6 +94,7 @@ class ResourceConfig(
             self.pre_start or by_claim,
             self.shares,
             by_claim=by_claim,
+            settle=seconds(self.settle),
         )
 
 

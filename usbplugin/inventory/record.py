@@ -126,12 +126,9 @@ class Record:
             return Health.INCOMPLETE, (
                 f"{nodes} of its {len(self.ports)} ports are missing{way_out}"
             )
-        complete_at = self.last_move + policy.group_settle
-        if (
-            self.rule.unit is Unit.USB_DEVICE
-            and not (self.listed or self.was_listed)
-            and now < complete_at
-        ):
+        whole = policy.group_settle if self.rule.unit is Unit.USB_DEVICE else 0.0
+        complete_at = self.last_move + max(whole, self.rule.settle)
+        if not (self.listed or self.was_listed) and now < complete_at:
             self.wake = complete_at
             return None, ""
         return self._judge_present(policy, now, holdings, standing)

@@ -95,6 +95,8 @@ class ResourceRule(msgspec.Struct, frozen=True):
     """How many containers may have a device at once."""
     by_claim: bool = False
     """Whether ResourceClaims give out its devices, and the device plugin does not."""
+    settle: float = 0.0
+    """Seconds that a new device has to stay before it is listed."""
 
     def matches(self, port: Port) -> bool:
         """Whether one of the selectors matches."""

@@ -94,6 +94,8 @@ def _unlisted(
         reason = "no resource selects it"
     elif not has_own_number:
         reason = "another port has its device number"
+    elif rule.settle and has_own_place:
+        reason = f"new: listed once it has stayed for {rule.settle:g} s"
     elif rule.unit is Unit.USB_DEVICE and has_own_place:
         reason = "waiting for its device's other ports"
     else:
