@@ -429,3 +429,15 @@ def test_the_demo_as_an_ordinary_user() -> None:
     if os.getuid() == 0:
         pytest.skip("runs as root: test_the_demo_holds shows an ordinary user's run elsewhere")
     assert run("demo").returncode == 0
+
+
+def test_list_of_what_is_here_does_not_wait_for_settle(
+    bus: VirtualBus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bus.plug("ttyUSB0", Descriptors(vendor_id="0403", product_id="6001", serial="A1B2"))
+    config = tmp_path / "config.yaml"
+    config.write_text("resources: [{name: a/serial, settle: 10m}]")
+    flags = ["--config", str(config), "--no-udev", "--device-dir", str(bus.directory)]
+    assert main(["list", "--json", *flags]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["health"], row["id"]) == ("ready", "usb-0403:6001-A1B2-if00")

@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import json
 import os
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -435,6 +436,14 @@ async def test_the_daemon(kubelet_node: WholeNode) -> None:
             while (finding := await run(kubelet.check_daemon, places)).grade is Grade.OK:
                 pass
         is_(finding, Grade.WARN, f"not ready: session {SERIAL}: ", "log")
+
+
+def test_a_daemon_that_should_be_there(tmp_path: Path) -> None:
+    places = Places(link_dir=tmp_path)
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(places.control_socket))
+    finding = kubelet.check_daemon(Node(places=places))
+    is_(finding, Grade.WARN, f"its socket is left at {places.control_socket}", "log")
 
 
 def test_a_daemon_that_talks_nonsense(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from usbplugin.inventory import (
     Selector,
     Update,
 )
+from usbplugin.status.rows import rows
 
 if TYPE_CHECKING:
     from usbplugin.discovery import Fact
@@ -692,6 +693,8 @@ def test_a_new_device_is_listed_once_it_has_stayed_for_its_resources_settle() ->
     replay = Replay(BOOTLOADER_RULE)
     assert replay(present(usb_port())) == {}
     assert replay.inventory.deadline == replay.now + 10
+    (row,) = rows([], replay.inventory.ports.values(), [BOOTLOADER_RULE])
+    assert row["reason"] == "new: listed once it has stayed for 10 s"
     assert replay.wait(9.9) == {}
     assert replay.wait(0.1) == {A: Health.READY}
     assert replay(gone(usb_port())) == {A: Health.UNPLUGGED}

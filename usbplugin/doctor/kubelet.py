@@ -156,6 +156,12 @@ def check_daemon(node: Node) -> Finding:
     except DaemonError as error:
         return warn(str(error), "see its log")
     if code is None:
+        socket = node.places.control_socket
+        if socket.is_socket():
+            return warn(
+                f"usbplugin serve has ended: its socket is left at {socket}",
+                "see how it ended: its log, or kubectl describe of its pod",
+            )
         return ok("usbplugin serve is not running here")
     if code == _READY:
         left = left_in(document)
