@@ -8,7 +8,7 @@ SECONDS ?= 3600
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test hardware-test hardware-shell kubelet-test faults soak fuzz mutants image image-test kind-demo deploy-tools lint types format bench hardware-bench audit sbom protos docs pictures lock clean
+.PHONY: help demo test hardware-test hardware-shell kubelet-test api-server-test faults soak fuzz mutants image image-test kind-demo deploy-tools lint types format bench hardware-bench audit sbom protos docs pictures lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ hardware-shell: .venv ## a shell in that machine, to plug and unplug devices by 
 USBPLUGIN_KUBELET ?= build/kubelet
 kubelet-test: .venv $(USBPLUGIN_KUBELET) ## pods on a real kubelet, by default one built from Debian's source (root, containerd)
 	USBPLUGIN_KUBELET=$(USBPLUGIN_KUBELET) USBPLUGIN_REQUIRE_ALL=1 $(BIN)/pytest tests/real_kubelet $(ARGS)
+
+api-server-test: .venv deploy-tools ## the small API server of the tests against a real one (USBPLUGIN_KUBE_APISERVER and USBPLUGIN_ETCD name the programs)
+	$(BIN)/pytest tests/dra/test_api_contract.py $(ARGS)
 
 build/kubelet:
 	tests/real_kubelet/build.sh $@

@@ -40,6 +40,9 @@ class Authority:
     def write(self, path: Path) -> None:
         path.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
 
+    def write_key(self, path: Path) -> None:
+        path.write_bytes(_encoded(self.key))
+
     def certify(self, address: str, path: Path) -> None:
         """Write a server's certificate and key into one file."""
         key = ec.generate_private_key(ec.SECP256R1())
@@ -50,14 +53,15 @@ class Authority:
             .add_extension(names, critical=False)
             .sign(self.key, hashes.SHA256())
         )
-        path.write_bytes(
-            certificate.public_bytes(serialization.Encoding.PEM)
-            + key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-        )
+        path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + _encoded(key))
+
+
+def _encoded(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.TraditionalOpenSSL,  # kube-apiserver reads no other EC key
+        serialization.NoEncryption(),
+    )
 
 
 def _builder(

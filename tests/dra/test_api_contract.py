@@ -1,22 +1,19 @@
 """What an API server does with our requests: the small one of the tests, and a real one.
 
-A real one is asked if USBPLUGIN_API_SERVER is its URL, and USBPLUGIN_API_SERVER_ACCOUNT a directory
-with ``token`` and ``ca.crt`` of a pod of the manifests' service account on a node ``node-1``, with
-the component ``dra`` in place. Where the two differ, the small one is wrong.
+A real one is started if the programs are named; see ``tests.real_api_server``. Where they differ,
+the small one is wrong.
 """
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
 from tests.apiserver import NODE, FakeApiServer
+from tests.real_api_server import APISERVER, ETCD, NEEDS, RealApiServer
 from tests.support import usb_port
-from usbplugin.dra.access import Access
 from usbplugin.dra.apiserver import ApiServer
 from usbplugin.dra.cluster import Cluster, RefusedError
 from usbplugin.dra.contracts import ClaimRef, PublishedDevice
@@ -26,33 +23,38 @@ from usbplugin.dra.taints import KEYS, Effect, Taint, taints_of
 from usbplugin.inventory import Device, Health
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
     from usbplugin.dra.slices import ResourceSlice
 
-REAL = os.environ.get("USBPLUGIN_API_SERVER", "")
+pytestmark = pytest.mark.timeout(120)
+
 SLICES = "/apis/resource.k8s.io/v1/resourceslices"
 INVALID, FORBIDDEN, NOT_FOUND = 422, 403, 404
 
 
-@pytest.fixture(
-    params=[
-        "small",
-        pytest.param("real", marks=pytest.mark.skipif(not REAL, reason="USBPLUGIN_API_SERVER")),
-    ]
-)
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealApiServer]:
+    if not (APISERVER and ETCD):
+        pytest.skip(NEEDS)  # also with USBPLUGIN_REQUIRE_ALL: no package has them
+    with RealApiServer(tmp_path_factory.mktemp("real")) as server:
+        yield server
+
+
+@pytest.fixture(params=["small", "real"])
 async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ApiServer]:
     if request.param == "real":
-        account = Path(os.environ["USBPLUGIN_API_SERVER_ACCOUNT"])
-        real = ApiServer(Access.of(REAL, account))
-        yield real
-        await real.close()
+        real: RealApiServer = request.getfixturevalue("real")
+        asked = ApiServer(real.access)
+        yield asked
+        await asked.close()
         return
     fake = FakeApiServer(tmp_path)
     await fake.start()
-    small = ApiServer(fake.access)
-    yield small
-    await small.close()
+    asked = ApiServer(fake.access)
+    yield asked
+    await asked.close()
     await fake.stop()
 
 
