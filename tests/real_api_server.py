@@ -100,6 +100,13 @@ class RealApiServer:
         self._exits.close()
 
     def kubectl(self, *arguments: str, text: str = "") -> str:
+        return self._run(*arguments, text=text).stdout
+
+    def warnings(self, *arguments: str, text: str = "") -> str:
+        """What kubectl says besides."""
+        return self._run(*arguments, text=text).stderr
+
+    def _run(self, *arguments: str, text: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [
                 *(program("kubectl", REMEDY), f"--server=https://127.0.0.1:{self._port}"),
@@ -112,7 +119,7 @@ class RealApiServer:
             check=True,
             cwd=self._directory,
             env={**os.environ, "HOME": str(self._directory), "KUBECONFIG": "/dev/null"},
-        ).stdout
+        )
 
     def _prepare(self) -> None:
         deadline = time.monotonic() + _STARTUP

@@ -204,3 +204,52 @@ async def test_a_claim_that_is_not_there(cluster: Cluster) -> None:
 )
 async def test_all_else_is_forbidden(server: ApiServer, method: str, target: str) -> None:
     assert (await server.request(method, target)).status == FORBIDDEN
+
+
+CLAIM = """
+apiVersion: resource.k8s.io/v1
+kind: ResourceClaim
+metadata: {{name: toleration, namespace: default}}
+spec:
+  devices:
+    requests:
+    - name: tty
+      {request}
+"""
+TEMPLATE = """
+apiVersion: resource.k8s.io/v1
+kind: ResourceClaimTemplate
+metadata: {{name: toleration, namespace: default}}
+spec:
+  spec:
+    devices:
+      requests:
+      - name: tty
+        {request}
+"""
+CLASS = "deviceClassName: serial.usbplugin"
+
+
+@pytest.mark.parametrize("kind", [CLAIM, TEMPLATE], ids=["claim", "template"])
+@pytest.mark.parametrize(
+    ("toleration", "is_warned_of"),
+    [
+        ("{key: usbplugin/unplugged, operator: Exists, effect: NoExecute}", False),
+        ("{key: usbplugin/unplugged, operator: Exists}", True),
+        ("{key: example.com/other, operator: Exists}", False),
+    ],
+)
+@pytest.mark.parametrize(
+    "request_",
+    [
+        f"exactly: {{{CLASS}, tolerations: [%s]}}",
+        f"firstAvailable: [{{name: a, {CLASS}}}, {{name: b, {CLASS}, tolerations: [%s]}}]",
+    ],
+    ids=["exactly", "firstAvailable"],
+)
+def test_whoever_writes_a_toleration_that_loops_is_warned(
+    real: RealApiServer, kind: str, toleration: str, request_: str, *, is_warned_of: bool
+) -> None:
+    text = kind.format(request=request_ % toleration)
+    warnings = real.warnings("apply", "--dry-run=server", "--filename=-", text=text)
+    assert ("say effect: NoExecute" in warnings) is is_warned_of, warnings

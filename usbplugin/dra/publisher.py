@@ -168,7 +168,10 @@ class SlicePublisher:
         self._plan.want(())
         self._is_outdated = True
         async with self._turn:
-            self._leftovers_from = 0
+            count = self._pool_file.load().count
+            for number in range(count):  # any of them may be missing
+                await self._cluster.delete(slice_name(self._node, number))
+            self._leftovers_from = count
             await self._delete_leftovers()
             self._plan.forget_all()
             self._uids.clear()
