@@ -77,6 +77,8 @@ class SlicePublisher:
         self._is_outdated = False
         """Whether what is wanted has to be drawn anew."""
         self._drawn_at = 0.0
+        self._has_drawn = False
+        """Whether that was in this pass."""
         self._is_unfinished = False
         """Whether the last pass failed."""
         self._applied: set[int] = set()
@@ -209,14 +211,13 @@ class SlicePublisher:
     async def _pass(self) -> None:
         """Bring the API server up to date."""
         self._applied.clear()
+        self._has_drawn = False
         if self._looks.take(self._steady()):
             self._plan.confirm()
             self._is_outdated = True  # another instance may have divided the devices anew
         if not self._node_uid:
             await self._read_node()
         while numbers := self._next_slices():
-            if not self._applied:
-                self._bucket.take(self._steady())
             wanted = self._plan.wanted
             await _all(self._apply(number, wanted[number]) for number in numbers)
         await self._delete_excess()
@@ -228,7 +229,10 @@ class SlicePublisher:
     def _next_slices(self) -> list[int]:
         """The slices to apply next, by the newest that is known: several at once if many are."""
         eviction = self._plan.next_eviction(self._drawn_at)
-        if self._is_outdated or (eviction is not None and eviction <= self._clock()):
+        is_stale = self._is_outdated or (eviction is not None and eviction <= self._clock())
+        now = self._steady()
+        # What changes in the middle of a burst is another burst.
+        if is_stale and (not self._has_drawn or self._bucket.ready_at(now) <= now):
             self._draw()
         if changed := self._plan.changed():
             return changed[: _AT_ONCE if len(changed) >= _MANY else 1]
@@ -237,6 +241,7 @@ class SlicePublisher:
 
     def _draw(self) -> None:
         self._is_outdated = False
+        self._has_drawn = True
         self._drawn_at = self._clock()
         before = self._pool_file.load()
         pool = before.arrange(self._plan.names, least_generation=int(self._drawn_at))
@@ -244,6 +249,7 @@ class SlicePublisher:
             self._pool_file.save(pool)
         self._plan.draw(pool, self._node, self._node_uid, self._drawn_at)
         if self._plan.differs:
+            self._bucket.take(self._steady())
             self._changed_at = self._changed_at or self._steady()
             self._tell_unpublished(is_published=False)
 
@@ -282,7 +288,7 @@ class SlicePublisher:
                 extra=fields(device=name, reason=error),
             )
         if names:
-            self._is_outdated = True
+            self._redraw()
         return bool(names)
 
     def _heed_drops(self, wanted: ResourceSlice, applied: Applied) -> None:
@@ -296,10 +302,14 @@ class SlicePublisher:
         self._dropped |= dropped
         if "taints" in dropped and self._plan.keeps_taints is not False:
             self._plan.keeps_taints = False
-            self._is_outdated = True
+            self._redraw()
         elif "taints" not in dropped and any(e.taints for e in wanted.spec.devices):
             self._dropped.discard("taints")
             self._plan.keeps_taints = True
+
+    def _redraw(self) -> None:
+        """What is drawn cannot be applied: draw anew in the same burst."""
+        self._is_outdated, self._has_drawn = True, False
 
     def _recreated(self, name: str) -> None:
         _log.warning("a ResourceSlice had been deleted; it is back", extra=fields(slice=name))
