@@ -437,6 +437,17 @@ async def test_a_device_that_the_api_server_does_not_take_keeps_no_other_one_bac
     assert life.publisher.publication.problem == ""
 
 
+async def test_a_refused_device_is_not_asked_for_again_and_again_while_writes_are_scarce(
+    life: Life, fake: FakeApiServer
+) -> None:
+    await life.publish(devices(1))
+    while life.publisher._bucket.ready_at(0.0) <= 0.0:
+        life.publisher._bucket.take(0.0)
+    fake.asked.clear()
+    await life.publish([device(0), device(1, name="Not A Label")])
+    assert fake.count("PATCH") <= 4
+
+
 async def test_the_kubelets_wipe_is_undone(life: Life, fake: FakeApiServer) -> None:
     await life.publish(devices(40))
     fake.wipe()
