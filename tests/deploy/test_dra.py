@@ -175,7 +175,7 @@ def test_the_classes_are_those_that_the_program_prints(target: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["usbplugin/gps", "usbplugin/GPS_1.x", f"Example.com/{'x' * 63}", f"a.b/{'x' * 60}"]
+    "name", ["usbplugin/gps", "usbplugin/GPS_1.x", f"example.com/{'x' * 63}", f"a.b/{'x' * 60}"]
 )
 def test_the_chart_names_a_class_as_the_program_does(name: str) -> None:
     manifests = load(

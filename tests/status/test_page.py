@@ -116,7 +116,7 @@ async def test_a_resource_without_a_device_is_shown(node: Node) -> None:
         await process.wait_for_log("serving metrics and health addresses=")
         address = process.log().partition("addresses=")[2].split()[0]
         async with browsing(f"http://{address}/") as page:
-            await page.until("/nothing here/.test(document.body.innerText)")
+            await page.until("/nothing here/.test(document.body?.innerText)")
             rows = await page.evaluate(
                 "[...document.querySelectorAll('tbody tr')].map((row) => row.innerText)"
             )
