@@ -8,7 +8,7 @@ SECONDS ?= 3600
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test hardware-test hardware-shell kubelet-test api-server-test faults soak fuzz mutants image image-test kind-demo deploy-tools lint types format bench hardware-bench audit sbom protos docs pictures lock clean
+.PHONY: help demo test hardware-test hardware-shell kubelet-test api-server-test cluster-test faults soak fuzz mutants image image-test kind-demo deploy-tools lint types format bench hardware-bench audit sbom protos docs pictures lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,11 @@ kubelet-test: .venv $(USBPLUGIN_KUBELET) ## pods on a real kubelet, by default o
 
 api-server-test: .venv deploy-tools ## the small API server of the tests against a real one (USBPLUGIN_KUBE_APISERVER and USBPLUGIN_ETCD name the programs)
 	$(BIN)/pytest tests/dra/test_api_contract.py $(ARGS)
+
+IMAGE ?=
+cluster-test: export USBPLUGIN_CLUSTER_IMAGE = $(IMAGE)
+cluster-test: .venv ## does it work on the cluster of KUBECONFIG? (kubectl; the image: IMAGE=...; asks first)
+	USBPLUGIN_CLUSTER_TEST=1 $(BIN)/pytest -o junit_family=xunit1 --junitxml=results/cluster/junit.xml tests/cluster $(ARGS)
 
 build/kubelet:
 	tests/real_kubelet/build.sh $@
