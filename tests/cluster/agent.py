@@ -156,12 +156,14 @@ def tree(path: str) -> list[str] | None:
 
 
 def remove(path: str) -> None:
-    """Empty a directory, or delete a file; one that is mounted cannot itself go."""
-    for entry in Path(path).iterdir() if Path(path).is_dir() else [Path(path)]:
+    """Delete a directory; if something is mounted there, what is in it."""
+    for entry in Path(path).iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
-            entry.unlink(missing_ok=True)
+            entry.unlink()
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
 
 
 def main(wanted: str) -> None:

@@ -174,7 +174,7 @@ class Bus:
         return text
 
     def remove(self, path: str) -> None:
-        """Empty a directory of the node."""
+        """Delete a directory of the node; if something is mounted there, what is in it."""
         self._call("remove", path=f"/host{path}")
 
     def _call(self, call: str, /, **arguments: object) -> Any:  # noqa: ANN401 -- as JSON has it

@@ -28,7 +28,16 @@ PLUGIN_NAMESPACE = "usbplugin-test"
 PODS_NAMESPACE = "usbplugin-test-pods"
 DAEMONSET = "daemonset/usbplugin"
 _PRIVILEGED = {"pod-security.kubernetes.io/enforce": "privileged"}
-_NODE_DIRECTORIES = ("/run/usbplugin", "/var/lib/usbplugin", buses.DIRECTORY)
+_NODE_DIRECTORIES = (
+    "/run/usbplugin",
+    "/var/lib/usbplugin",
+    "/run/cdi",
+    "/etc/kubernetes/node-feature-discovery/features.d",
+    "/etc/kubernetes/node-feature-discovery",
+    "/etc/kubernetes",
+    buses.DIRECTORY,
+)
+"""What may be left on a node, inner ones first."""
 # Why an image cannot be had; a pod that says so gets no better.
 _NO_IMAGE = ("ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName")
 
@@ -45,6 +54,8 @@ class Cluster:
         self._kind = kind
         self._installed: Install | None = None
         self._bus: buses.Bus | None = None
+        self._others: set[str] = set()
+        """Directories of the node that were there before."""
 
     @property
     def bus(self) -> buses.Bus:
@@ -70,7 +81,7 @@ class Cluster:
 
     def setup(self) -> None:
         """Make the namespaces and the bus, and label the node."""
-        self._delete_namespaces()
+        again = self._delete_namespaces()
         self.pods.apply(
             {
                 "apiVersion": "v1",
@@ -82,6 +93,9 @@ class Cluster:
         self.pods.create(buses.pod(self.image, self.node, self._kind))
         self.wait_ready(buses.POD)
         self._bus = buses.Bus(self.pods)
+        if not again:
+            there = (path for path in _NODE_DIRECTORIES if self.bus.tree(path) is not None)
+            self._others = {*there} - {buses.DIRECTORY}
         self.label()
 
     def teardown(self) -> None:
@@ -104,12 +118,15 @@ class Cluster:
             with contextlib.suppress(AssertionError):
                 self._bus.unplug_all()
             for path in _NODE_DIRECTORIES:
-                if self._bus.tree(path) is not None:
+                if path not in self._others and self._bus.tree(path) is not None:
                     self._bus.remove(path)
             self._bus.close()
 
-    def _delete_namespaces(self) -> None:
+    def _delete_namespaces(self) -> bool:
+        """Delete what tests made; False if there was nothing."""
+        found = self.plugin.run("get", "namespaces", f"-l{MARK}", "--output=name").split()
         self.plugin.run("delete", "namespaces", f"-l{MARK}", "--wait=true", timeout=120)
+        return bool(found)
 
     @staticmethod
     def _wait_for_service_account(where: Kubectl) -> None:
@@ -169,7 +186,7 @@ class Cluster:
 
     def devices(self) -> list[Document]:
         """What ``usbplugin list`` tells of each device."""
-        found: list[Document] = json.loads(self.usbplugin("list", "--json"))["devices"]
+        found: list[Document] = json.loads(self.usbplugin("list", "--json"))
         return found
 
     # The node.
@@ -199,6 +216,15 @@ class Cluster:
                 f"pod {name}: {reason}. The image {self.image} has to be on node {self.node}, or"
                 " where the node can pull it from:"
                 " make cluster-test IMAGE=registry.example.com/usbplugin:TAG"
+            )
+        return sight.object
+
+    def wait_restarted(self, name: str) -> Document:
+        """Wait until a pod is ready after a restart of its container."""
+        with self.pods.watch("pods", name) as watch:
+            sight = watch.until(
+                lambda pod: pods.ready(pod) and pods.status(pod)["restartCount"] > 0,
+                "running again",
             )
         return sight.object
 
@@ -260,12 +286,3 @@ def _refused(pod: Document) -> str:
         if waiting.get("reason") in _NO_IMAGE:
             return f"{waiting['reason']}: {waiting.get('message', '')}"
     return ""
-
-
-def until(what: str, met: object, timeout: float = 30.0) -> None:
-    """Poll for what no watch tells of."""
-    assert callable(met)
-    deadline = time.monotonic() + timeout
-    while not met():
-        assert time.monotonic() < deadline, f"not seen in {timeout} s: {what}"
-        time.sleep(0.1)

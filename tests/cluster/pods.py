@@ -25,8 +25,21 @@ print("end of the port", flush=True)
 """
 """Says where its port is, answers each line, and ends when the port does."""
 
-WAIT = "import time\nprint('here', flush=True)\ntime.sleep(1e6)"
-"""Has a port, and leaves it alone."""
+HOLD = """
+import os, time
+print("here", os.environ["USBPLUGIN_SERIAL_DEVICES"], flush=True)
+while not os.path.exists("/tmp/end"):
+    time.sleep(0.1)
+"""
+"""Has a port, leaves it alone, and ends when it is told to."""
+
+OPEN = """
+import os
+for path in os.environ["USBPLUGIN_SERIAL_DEVICES"].split(","):
+    os.close(os.open(path, os.O_RDWR | os.O_NOCTTY))
+print("opened", os.environ["USBPLUGIN_SERIAL_IDS"], flush=True)
+"""
+"""Opens its ports, and ends."""
 
 
 def container(
