@@ -155,14 +155,14 @@ def tree(path: str) -> list[str] | None:
         return None
 
 
-def remove(path: str) -> None:
-    """Delete a directory; if something is mounted there, what is in it."""
-    for entry in Path(path).iterdir():
+def remove(path: str, *, everything: bool) -> None:
+    """Delete a directory: with all that is in it, or if it is empty."""
+    for entry in Path(path).iterdir() if everything else ():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
             entry.unlink()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # it is not empty, or something is mounted there
         os.rmdir(path)
 
 

@@ -173,9 +173,9 @@ class Bus:
         text: str = self._call("text", path=f"/host{path}")
         return text
 
-    def remove(self, path: str) -> None:
-        """Delete a directory of the node; if something is mounted there, what is in it."""
-        self._call("remove", path=f"/host{path}")
+    def remove(self, path: str, *, everything: bool) -> None:
+        """Delete a directory of the node: with all that is in it, or if it is empty."""
+        self._call("remove", path=f"/host{path}", everything=everything)
 
     def _call(self, call: str, /, **arguments: object) -> Any:  # noqa: ANN401 -- as JSON has it
         request = json.dumps([call, arguments]) + "\n"

@@ -27,17 +27,15 @@ if TYPE_CHECKING:
 PLUGIN_NAMESPACE = "usbplugin-test"
 PODS_NAMESPACE = "usbplugin-test-pods"
 DAEMONSET = "daemonset/usbplugin"
-_PRIVILEGED = {"pod-security.kubernetes.io/enforce": "privileged"}
-_NODE_DIRECTORIES = (
-    "/run/usbplugin",
-    "/var/lib/usbplugin",
+_OURS = ("/run/usbplugin", "/var/lib/usbplugin", buses.DIRECTORY)
+"""What the plugin and the bus leave on a node."""
+_SHARED = (
     "/run/cdi",
     "/etc/kubernetes/node-feature-discovery/features.d",
     "/etc/kubernetes/node-feature-discovery",
     "/etc/kubernetes",
-    buses.DIRECTORY,
 )
-"""What may be left on a node, inner ones first."""
+"""What the kubelet made for the plugin's mounts, and others may use; inner ones first."""
 # Why an image cannot be had; a pod that says so gets no better.
 _NO_IMAGE = ("ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName")
 
@@ -82,19 +80,12 @@ class Cluster:
     def setup(self) -> None:
         """Make the namespaces and the bus, and label the node."""
         again = self._delete_namespaces()
-        self.pods.apply(
-            {
-                "apiVersion": "v1",
-                "kind": "Namespace",
-                "metadata": {"name": PODS_NAMESPACE, "labels": {MARK: "true", **_PRIVILEGED}},
-            }
-        )
-        self._wait_for_service_account(self.pods)
+        self.make_namespace(PODS_NAMESPACE)
         self.pods.create(buses.pod(self.image, self.node, self._kind))
         self.wait_ready(buses.POD)
         self._bus = buses.Bus(self.pods)
         if not again:
-            there = (path for path in _NODE_DIRECTORIES if self.bus.tree(path) is not None)
+            there = (path for path in (*_OURS, *_SHARED) if self.bus.tree(path) is not None)
             self._others = {*there} - {buses.DIRECTORY}
         self.label()
 
@@ -117,9 +108,9 @@ class Cluster:
         if self._bus is not None:
             with contextlib.suppress(AssertionError):
                 self._bus.unplug_all()
-            for path in _NODE_DIRECTORIES:
+            for path in (*_OURS, *_SHARED):
                 if path not in self._others and self._bus.tree(path) is not None:
-                    self._bus.remove(path)
+                    self._bus.remove(path, everything=path in _OURS)
             self._bus.close()
 
     def _delete_namespaces(self) -> bool:
@@ -128,20 +119,29 @@ class Cluster:
         self.plugin.run("delete", "namespaces", f"-l{MARK}", "--wait=true", timeout=120)
         return bool(found)
 
-    @staticmethod
-    def _wait_for_service_account(where: Kubectl) -> None:
+    def make_namespace(self, name: str, pod_security: str = "privileged") -> None:
+        """Make a namespace that is deleted in the end, and wait until it can have pods."""
+        labels = {MARK: "true", "pod-security.kubernetes.io/enforce": pod_security}
+        where = self.plugin.within(name)
+        where.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "Namespace",
+                "metadata": {"name": name, "labels": labels},
+            }
+        )
         with where.watch("serviceaccounts", "default") as watch:
             watch.started()
 
     # The plugin.
 
-    def render(self, install: Install) -> list[Document]:
+    def render(self, install: Install, namespace: str = PLUGIN_NAMESPACE) -> list[Document]:
         documents = manifests.render(
             self.plugin,
             install,
             base=self.ground.base,
             image=self.image,
-            namespace=PLUGIN_NAMESPACE,
+            namespace=namespace,
         )
         for document in documents:
             if document["kind"] == "Namespace":
@@ -231,11 +231,14 @@ class Cluster:
     def delete_pods(self) -> None:
         """All pods of tests, until they are gone."""
         selector = ",".join(f"{key}={value}" for key, value in pods.LABELS.items())
-        self.pods.run("delete", "pods", f"-l{selector}", "--wait=true", timeout=120)
+        # A controller that is deleted in the foreground makes no new one.
+        kinds = "deployments,statefulsets,services,configmaps,pods"
+        self.pods.run("delete", kinds, f"-l{selector}", "--cascade=foreground", timeout=120)
 
     @contextlib.contextmanager
-    def logs(self, pod: str, *more: str) -> Iterator[Log]:
-        log = Log(self.pods.command("logs", "--follow", pod, *more))
+    def logs(self, pod: str, *more: str, namespace: str = PODS_NAMESPACE) -> Iterator[Log]:
+        """What a container prints, from its start on."""
+        log = Log(self.pods.within(namespace).command("logs", "--follow", pod, *more))
         try:
             yield log
         finally:

@@ -10,8 +10,6 @@ from tests.cluster import pods
 from tests.cluster.manifests import Install
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.cluster.cluster import Cluster
 
 pytestmark = pytest.mark.timeout(300)
@@ -48,15 +46,6 @@ resources:
 REGISTRY = "/var/lib/kubelet/plugins_registry"
 CDI_SPECS = "/run/cdi"  # /var/run is a link to /run, nearly everywhere
 FEATURES = "/etc/kubernetes/node-feature-discovery/features.d"
-
-
-@pytest.fixture(autouse=True)
-def as_before(cluster: Cluster) -> Iterator[None]:
-    """Whoever comes next has the resources that are there by default."""
-    yield
-    cluster.delete_pods()
-    cluster.bus.unplug_all()
-    cluster.install()
 
 
 def test_a_modem_is_one_device(cluster: Cluster) -> None:
