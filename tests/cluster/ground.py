@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.cluster.kubectl import Kubectl, KubectlError
@@ -48,8 +49,11 @@ class Ground:
     base: str
 
 
-def find() -> Ground:
+def find(terminal: Path = Path("/dev/tty")) -> Ground:
     """Look at the cluster of the current kubeconfig.
+
+    Args:
+        terminal: where a person may be asked; pytest's capturing does not hold it.
 
     Raises:
         NoGroundError: there is no kubectl, or no cluster answers.
@@ -67,7 +71,7 @@ def find() -> Ground:
         raise NoGroundError(f"no cluster answers (KUBECONFIG says which): {error}") from error
     _check_nobody_is_there(kubectl, nodes)
     node = _choose(nodes)
-    _ask(kubectl, context, node["metadata"]["name"])
+    _ask(kubectl, context, node["metadata"]["name"], terminal)
     return Ground(
         kubectl=kubectl,
         context=context,
@@ -119,7 +123,7 @@ def _is_fit(node: Document) -> bool:
     return ready and linux and not node["spec"].get("unschedulable", False)
 
 
-def _ask(kubectl: Kubectl, context: str, node: str) -> None:
+def _ask(kubectl: Kubectl, context: str, node: str, terminal: Path) -> None:
     if os.environ.get("USBPLUGIN_CLUSTER_CONTEXT") == context or _TEST_CONTEXT.fullmatch(context):
         return
     workloads = {
@@ -137,18 +141,17 @@ def _ask(kubectl: Kubectl, context: str, node: str) -> None:
         f" {', '.join(sorted(workloads))}. The tests would label node {node}, run pods"
         " there that can read and write all of its files, and remove them again."
     )
-    if _confirmed(f"\n{what}\nType the context's name to go on: ", context):
+    if _confirmed(terminal, f"\n{what}\nType the context's name to go on: ", context):
         return
     raise RefusedError(
         f"{what} To have them run there: make cluster-test USBPLUGIN_CLUSTER_CONTEXT={context}"
     )
 
 
-def _confirmed(question: str, expected: str) -> bool:
-    """Ask at the terminal, which pytest's capturing does not hold; False where there is none."""
+def _confirmed(terminal: Path, question: str, expected: str) -> bool:
     try:
-        with open("/dev/tty", "r+b", buffering=0) as terminal:
-            terminal.write(question.encode())
-            return terminal.readline().decode(errors="replace").strip() == expected
+        with terminal.open("r+b", buffering=0) as person:
+            person.write(question.encode())
+            return person.readline().decode(errors="replace").strip() == expected
     except OSError:
         return False

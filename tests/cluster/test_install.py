@@ -68,8 +68,11 @@ def test_installed_by_helm(cluster: Cluster) -> None:
         cluster.delete_pods()
     finally:
         output(helm, "uninstall", "usbplugin", *where, "--wait")
-    left = cluster.plugin.run("get", "all,configmaps,networkpolicies", "--output=name").split()
-    assert left == ["configmap/kube-root-ca.crt"]
+    cluster.plugin.run("wait", "--for=delete", "pods", PLUGIN_PODS, "--timeout=50s")
+    left = cluster.plugin.run(
+        "get", "all,configmaps,networkpolicies,serviceaccounts", "--output=name"
+    )
+    assert "usbplugin" not in left
     cluster.uninstall()
 
 
@@ -100,7 +103,7 @@ def test_pods_that_come_while_a_second_install_comes_and_goes_get_their_devices(
     second = cluster.render(Install(), namespace=SECOND)
     try:
         with arrivals(cluster) as arrived:
-            cluster.plugin.apply(*second)
+            cluster.plugin.within(SECOND).apply(*second)
             cluster.plugin.within(SECOND).run(
                 "rollout", "status", DAEMONSET, "--timeout=60s", timeout=70
             )
@@ -201,7 +204,8 @@ def test_metrics_and_probes_through_a_port_forward(cluster: Cluster) -> None:
         assert status == 200
         assert 'usbplugin_registered{resource="usbplugin/serial"} 1' in metrics
         assert device.serial in metrics
-        assert device.serial in get(f"{url}/")[1]
+        assert device.serial in get(f"{url}/devices")[1]
+        assert "<html" in get(f"{url}/")[1]
     cluster.install()
 
 
