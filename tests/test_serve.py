@@ -41,6 +41,23 @@ async def test_a_signal_ends_it_cleanly_with_a_stream_open(
         assert "stopped" in process.log()
 
 
+async def test_its_feature_file_goes_with_it_whatever_it_learns_at_its_end(node: Node) -> None:
+    config, features = node.root / "features.yaml", node.root / "features.d"
+    config.write_text("nodeFeatures: true")
+    features.mkdir()
+    async with node.serve("--config", str(config), "--features-dir", str(features)) as process:
+        await node.kubelet.wait_healthy(SERIAL, {GPS})
+        container = await node.kubelet.run_container(SERIAL)
+        node.bus.unplug("ttyUSB0")
+        await node.kubelet.wait_healthy(SERIAL, set())
+        await process.wait_for_log("device unplugged")
+        assert os.listdir(features) == ["usbplugin"]
+        container.remove()
+        process.signal(signal.SIGTERM)
+        assert await process.wait(within=5) == 0
+        assert os.listdir(features) == []
+
+
 async def test_a_signal_ends_it_while_there_is_no_kubelet(node: Node) -> None:
     await node.kubelet.stop()
     node.kubelet.socket.unlink()

@@ -343,7 +343,8 @@ class Agent:
         self._journal.changed(changes)
 
     def _offer_features(self) -> None:
-        if self._config.node_features:
+        # What the kubelet's last answer changed is told when our file has already been removed.
+        if self._config.node_features and not self._stopping.is_set():
             self._features.write(self._custody.devices)
 
     def _look(self) -> None:
