@@ -129,7 +129,9 @@ def apply(cluster: Cluster, name: str, **commands: list[str]) -> None:
     ]
     for document in documents:
         document["metadata"].setdefault("labels", {}).update(pods.LABELS)
-        template = document if document["kind"] == "Pod" else document["spec"].get("template")
+        template = (
+            document if document["kind"] == "Pod" else document.get("spec", {}).get("template")
+        )
         if template:
             template["metadata"].setdefault("labels", {}).update(pods.LABELS)
             _adapt(template["spec"], cluster.image, commands)
@@ -153,3 +155,5 @@ def _take_image(container: dict[str, Any], image: str, command: list[str] | None
         container["command"] = command
     elif container["command"][0] == "python":
         container["command"][0] = PYTHON
+    # A virtual terminal has no speed, and stty would say so and fail.
+    container["command"] = [word.replace(" 115200", "") for word in container["command"]]
