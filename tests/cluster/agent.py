@@ -177,6 +177,7 @@ def main(wanted: str) -> None:
         "read": bus.read,
         "tree": tree,
         "text": lambda path: Path(path).read_text(),
+        "born": lambda path: Path(path).stat().st_mtime,
         "remove": remove,
         "kind": lambda: [bus.kind, obstacle, os.uname().release, os.uname().machine],
     }

@@ -173,6 +173,11 @@ class Bus:
         text: str = self._call("text", path=f"/host{path}")
         return text
 
+    def born(self, path: str) -> float:
+        """When a socket of the node was made, by the node's clock; seconds since 1970."""
+        born: float = self._call("born", path=f"/host{path}")
+        return born
+
     def remove(self, path: str, *, everything: bool) -> None:
         """Delete a directory of the node: with all that is in it, or if it is empty."""
         self._call("remove", path=f"/host{path}", everything=everything)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.cluster import bus as buses
 from tests.cluster import pods
+from tests.cluster.cluster import DAEMONSET, PLUGIN_NAMESPACE
 
 if TYPE_CHECKING:
     from tests.cluster.cluster import Cluster
@@ -41,6 +43,8 @@ def test_the_kubelet_is(cluster: Cluster, times: Times, how: str) -> None:
         held, other = other, held
     bus.unplug(other)
     run(command)
+    registered = registration(cluster)
+    times.note(f"kubelet {how}: its socket is there → registered again", registered)
     begin = cluster.now()
     bus.plug(other, 52)
     cluster.pods.create(pods.pod("after", pods.container(cluster.image)))
@@ -90,6 +94,16 @@ def test_the_node_reboots_and_cables_are_swapped_meanwhile(cluster: Cluster, tim
             log.until("open")
             bus.send(device, f"for the holder of {device.serial}")
             log.until(f"heard for the holder of {device.serial}")
+
+
+def registration(cluster: Cluster) -> float:
+    """Seconds from the kubelet's new socket to the plugin's registration, by the node's clock."""
+    born = cluster.bus.born("/var/lib/kubelet/device-plugins/kubelet.sock")
+    with cluster.logs(DAEMONSET, namespace=PLUGIN_NAMESPACE) as log:
+        while True:
+            moment = datetime.fromisoformat(log.until("registered resource=").split()[0])
+            if (after := moment.timestamp() - born) > 0:
+                return after
 
 
 def deployment(name: str, image: str) -> dict[str, object]:
