@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.cluster.cluster import Cluster
+    from tests.cluster.kubectl import Document
     from tests.cluster.report import Times
 
 pytestmark = pytest.mark.timeout(300)
@@ -123,12 +124,8 @@ def test_a_refused_configuration_stops_at_the_first_node_and_changes_nothing(
     cluster.plugin.apply(*cluster.render(Install(REFUSED)))
     try:
         with cluster.plugin.watch("pods", labels="app.kubernetes.io/name=usbplugin") as watch:
-            seen = watch.until(
-                lambda p: pods.status(p, "usbplugin").get("lastState", {}) != {}, "it has ended"
-            )
+            seen = watch.until(lambda p: "colour" in last_words(p), "it ended, and said why")
         new = seen.object["metadata"]["name"]
-        ended = pods.status(seen.object, "usbplugin")["lastState"]["terminated"]
-        assert "colour" in ended["message"]
         with pytest.raises(KubectlError, match="rollout"):
             cluster.plugin.run("rollout", "status", DAEMONSET, "--timeout=3s")
         cluster.start(pods.pod("reader", pods.container(cluster.image)))
@@ -253,6 +250,12 @@ def port_forward(cluster: Cluster, port: int) -> Iterator[str]:
 def get(url: str) -> tuple[int, str]:
     with urllib.request.urlopen(url, timeout=10) as answer:
         return answer.status, answer.read().decode()
+
+
+def last_words(pod: Document) -> str:
+    """The termination message of the plugin's container before this one."""
+    ended = pods.status(pod, "usbplugin").get("lastState", {}).get("terminated", {})
+    return str(ended.get("message", ""))
 
 
 def output(*command: str) -> None:
