@@ -249,6 +249,7 @@ def test_every_flag_has_an_environment_variable(
     (bus.directory / "ttyUSB9").symlink_to(bus.plug("ttyUSB0").node)
     monkeypatch.setenv("USBPLUGIN_UDEV", "false")
     monkeypatch.setenv("USBPLUGIN_DEVICE_DIR", f"{bus.directory}{os.pathsep}{tmp_path}")
+    monkeypatch.setenv("USBPLUGIN_LINK_DIR", str(tmp_path / "links"))  # no daemon's
     assert main(["list", "--direct"]) == 0  # a daemon may run on this machine
     assert "dir-ttyUSB9-" in capsys.readouterr().out
 
