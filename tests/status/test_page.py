@@ -111,7 +111,7 @@ async def test_a_resource_without_a_device_is_shown(node: Node) -> None:
     node.plug("ttyUSB0", "GPS-A7")
     config = node.root / "config.yaml"
     config.write_text("resources: [{name: a/gps, selectors: [{vendor: '1546'}]}, {name: a/all}]")
-    flags = ("--config", str(config), "--http-address", "127.0.0.1:0")
+    flags = ("--config", str(config), "--http-address", "127.0.0.1:0", "--node-name", "pi-7")
     async with node.serve(*flags) as process:
         await process.wait_for_log("serving metrics and health addresses=")
         address = process.log().partition("addresses=")[2].split()[0]
@@ -122,3 +122,5 @@ async def test_a_resource_without_a_device_is_shown(node: Node) -> None:
             )
             assert len(rows) == 2
             assert "a/gps" in rows[1]
+            await page.until("document.title == 'pi-7 - usbplugin: ready'")
+            assert "USB serial ports of pi-7" in await page.evaluate("document.body.innerText")

@@ -145,7 +145,11 @@ class Agent:
             self._dra.view,
         )
         self._listeners = Listeners(
-            self._status, self._metrics, self._journal.history, self._show_readiness
+            self._status,
+            self._metrics,
+            self._journal.history,
+            self._show_readiness,
+            places.node_name,
         )
         self._early: list[Fact] | None = []
         """What was found before all sources were heard; None since then."""

@@ -132,7 +132,12 @@ def add_places(parser: argparse.ArgumentParser) -> None:
         default=str(places.registry_dir),
     )
     add(parser, "--cdi-dir", "DIR", "where CDI specs are written", default=str(places.cdi_dir))
-    add(parser, "--node-name", "NAME", "this node's name in the cluster, needed with front: dra")
+    add(
+        parser,
+        "--node-name",
+        "NAME",
+        "this node's name in the cluster: for the status page, and needed with front: dra",
+    )
     add(
         parser,
         "--api-server",

@@ -46,15 +46,24 @@ class Listeners:
         metrics: Metrics,
         history: History,
         on_change: Callable[[], None] = lambda: None,
+        node_name: str = "",
     ) -> None:
-        """Answer from these; ``on_change`` is called when the status's ``http_problem`` changes."""
+        """Answer from these.
+
+        Args:
+            status: Where everything stands.
+            metrics: What has been counted.
+            history: What has happened.
+            on_change: Called when the status's ``http_problem`` has changed.
+            node_name: The node's name in the cluster, if it is known.
+        """
         self._status = status
         self._on_change = on_change
         self._metrics = metrics
         self._socket: Path | None = None
         self._regaining: asyncio.Task[None] | None = None
         self._opening: asyncio.Task[None] | None = None
-        site = Site(status, metrics, history)
+        site = Site(status, metrics, history, node_name)
         self._server = HttpServer(site.answer, metrics.http_answered, metrics.http_refused.add)
 
     async def open(self, address: Address | None, socket: Path) -> None:

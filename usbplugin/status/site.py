@@ -17,7 +17,7 @@ from usbplugin.telemetry.http import Request, Response, plain
 from usbplugin.telemetry.instruments import CONTENT_TYPE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from usbplugin.status.health import Report
     from usbplugin.status.history import Event, History
@@ -33,8 +33,11 @@ _PAGE = Path(__file__).with_name("page.html")
 class Site:
     """Answers requests about a running agent."""
 
-    def __init__(self, status: Status, metrics: Metrics, history: History) -> None:
-        """Answer from these."""
+    def __init__(
+        self, status: Status, metrics: Metrics, history: History, node_name: str = ""
+    ) -> None:
+        """Answer from these; ``node_name`` is the node's name in the cluster, if it is known."""
+        self._node_name = node_name
         self._status = status
         self._metrics = metrics
         self._history = history
@@ -71,7 +74,7 @@ class Site:
 
     async def _readiness(self, request: Request) -> Response:
         del request
-        return _verdict(self._status.readiness())
+        return _verdict(self._status.readiness(), {"node": self._node_name})
 
     async def _devices(self, request: Request) -> Response:
         del request
@@ -121,9 +124,9 @@ def policy(page: bytes) -> str:
     )
 
 
-def _verdict(report: Report) -> Response:
+def _verdict(report: Report, more: Mapping[str, object] | None = None) -> Response:
     status = HTTPStatus.OK if report.ok else HTTPStatus.SERVICE_UNAVAILABLE
-    return Response(_json(report.document()), status=status)
+    return Response(_json(report.document() | dict(more or {})), status=status)
 
 
 def _json(document: object) -> bytes:
