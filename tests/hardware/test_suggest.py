@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from asyncio.subprocess import PIPE
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,21 +14,37 @@ from usbplugin.config import parse
 from usbplugin.discovery.udev import UdevSource
 from usbplugin.inventory import first_match
 
-from .serve import TIMEOUT
-
 if TYPE_CHECKING:
+    from asyncio.subprocess import Process
+    from collections.abc import AsyncIterator
+
     from .conftest import GadgetFactory
     from .gadget import UsbGadget
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
+
+# A program starts slowly in an emulated machine, and very slowly beside a busy one.
+PATIENCE = 90.0
 
 COMMAND = (sys.executable, "-m", "usbplugin", "suggest")
 
 
+@asynccontextmanager
+async def suggesting(*flags: str) -> AsyncIterator[Process]:
+    process = await asyncio.create_subprocess_exec(*COMMAND, *flags, stdout=PIPE, stderr=PIPE)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
 async def suggested() -> str:
-    process = await asyncio.create_subprocess_exec(*COMMAND, stdout=PIPE)
-    out, _ = await asyncio.wait_for(process.communicate(), TIMEOUT)
-    assert process.returncode == 0
+    async with suggesting() as process:
+        out, error = await process.communicate()
+    assert process.returncode == 0, error.decode()
     return out.decode()
 
 
@@ -85,12 +102,12 @@ async def test_sticks_without_a_serial_or_with_one_and_the_same(gadget: GadgetFa
 async def test_the_next_one_with_all_its_ports(gadget: GadgetFactory) -> None:
     here = gadget(serial=b"HERE")
     here.plug()
-    process = await asyncio.create_subprocess_exec(*COMMAND, "--watch", stdout=PIPE, stderr=PIPE)
-    assert process.stderr
-    assert b"waiting" in await asyncio.wait_for(process.stderr.readline(), TIMEOUT)
     modem = gadget(functions=["acm", "acm"], serial=b"MODEM", product=b"Modem")
-    modem.plug(wait=False)
-    out, _ = await asyncio.wait_for(process.communicate(), TIMEOUT)
+    async with suggesting("--watch") as process:
+        assert process.stderr
+        assert b"waiting" in await process.stderr.readline()
+        modem.plug(wait=False)
+        out, _ = await process.communicate()
     text = out.decode()
     assert process.returncode == 0
     assert "unit: usb-device" in text
