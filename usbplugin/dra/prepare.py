@@ -46,6 +46,8 @@ class PreparedDevice(msgspec.Struct, frozen=True):
     permissions: str
     by_id_links: bool = False
     share_id: str = ""
+    is_shared: bool = False
+    """Whether others were to have it at the same time; a claim that had it alone keeps it so."""
     numbers: dict[str, DeviceNumber] = {}
     """By slot, those that its containers were given."""
     may_have: dict[str, tuple[DeviceNumber, ...]] = {}
@@ -148,13 +150,16 @@ def conflict(
         if other.full_name == wanted.full_name:
             return f"an older claim of the name {other.full_name} is still prepared here"
     for one in wanted.devices:
-        holders = [
-            other.full_name
+        held = [
+            (other.full_name, theirs)
             for other in rivals
-            if any(theirs.device_id == one.device_id for theirs in other.devices)
+            for theirs in other.devices
+            if theirs.device_id == one.device_id
         ]
-        if len(holders) >= shares.get(one.resource, 1):
-            return f"{one.device_id} is still prepared for claim {', '.join(holders)}"
+        has_owner = any(not theirs.is_shared for _, theirs in held)
+        if has_owner or len(held) >= shares.get(one.resource, 1):
+            names = ", ".join(name for name, _ in held)
+            return f"{one.device_id} is still prepared for claim {names}"
     return ""
 
 
@@ -249,6 +254,7 @@ def _given(one: Allotted, device: Device, offers: Mapping[str, Offer]) -> Prepar
         # A path of its own is all that the claim wants.
         by_id_links=offer.by_id_links and handover.container_path is None,
         share_id=one.share_id,
+        is_shared=offer.shares > 1,
         numbers={port.slot: port.number for port in device.ports},
     )
 

@@ -193,9 +193,28 @@ class Record:
             if (port := self.ports.get(slot)) and given.number not in (None, port.number)
         }
         self.has_moved = bool(moved)
-        # Restarting it again helps nobody if the start itself is what unplugs the device.
-        again = _RESETS if len(self.departures) > 1 else ""
-        return f"{'; '.join(moved)}: restart the container{again}" if moved else ""
+        is_claimed = any(holding.claim for holding in holdings)
+        if moved:
+            # Restarting it again helps nobody if the start itself is what unplugs the device.
+            again = _RESETS if len(self.departures) > 1 else ""
+            way_out = "delete the pod" if is_claimed else f"restart the container{again}"
+            return f"{'; '.join(moved)}: {way_out}"
+        if is_claimed and (doubtful := _names(h for h in holdings if self._may_differ(h))):
+            return (
+                f"held by {doubtful}, which may have been restarted with another device number:"
+                " delete the pod"
+            )
+        return ""
+
+    def _may_differ(self, holding: Holding) -> bool:
+        """Whether a container that nobody tells us of may have a number that is not the present."""
+        ports = holding.grant.ports.items() if holding.grant is not None and holding.claim else ()
+        return any(
+            number != port.number
+            for slot, given in ports
+            if (port := self.ports.get(slot))
+            for number in given.numbers
+        )
 
     def in_order(self) -> tuple[Port, ...]:
         """Its ports as last seen, in interface order."""
