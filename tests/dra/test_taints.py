@@ -77,6 +77,15 @@ def test_a_container_with_old_numbers_is_evicted_at_once() -> None:
     ]
 
 
+def test_two_that_changed_places_are_evicted_as_well() -> None:
+    one = published(Health.CONTESTED)
+    moved = msgspec.structs.replace(one, device=msgspec.structs.replace(one.device, has_moved=True))
+    assert effects(moved, UNPLUG) == [
+        ("usbplugin/contested", "NoSchedule"),
+        ("usbplugin/displaced", "NoExecute"),
+    ]
+
+
 def test_a_container_of_which_nobody_knows_what_it_has_is_not() -> None:
     assert effects(published(Health.DISPLACED), UNPLUG + 1e6) == [
         ("usbplugin/displaced", "NoSchedule")

@@ -84,6 +84,13 @@ class ClaimedDevices:
         self.named = frozenset(filter(None, (claim_of(one.key) for one in held)))
         self.named_at = asked_at
 
+    def conflict(self, device_id: str, claim: str) -> str:
+        """Which container, not of that claim, may have the device open; empty if none may."""
+        if self._inventory().find(device_id) is None:
+            return ""
+        keys = [one.key for one in self.holdings(device_id) if one.claim == claim]
+        return self._inventory().conflict(device_id, keys)
+
     def find(self, device_id: str) -> Device | None:
         """The device of that ID, of whatever resource."""
         return self._inventory().find(device_id)

@@ -247,6 +247,8 @@ class Preparer:
                 self._on_change()
                 why = device.reason if device else "it is not known any longer"
                 raise ClaimError(f"claim {known.full_name}: {one.device_id}: {why}")
+        if problem := self._problem_of(known, devices):
+            raise ClaimError(f"claim {known.full_name}: {problem}")
         self._write_spec(known, devices)
         return cdi_ids(known)
 
@@ -301,18 +303,28 @@ class Preparer:
         self._on_change()
 
     def _make_true(self, claim: PreparedClaim) -> None:
-        """Write the claim's spec if all its devices are there, and take it away if they are not."""
+        """Write the claim's spec if its containers may be started, and take it away if not."""
         devices = self._devices_of(claim)
         try:
-            if all(
-                one.name in devices and devices[one.name].health.is_there for one in claim.devices
-            ):
+            if not self._problem_of(claim, devices):
                 self._write_spec(claim, devices)
             else:
                 self._specs.withdraw(claim.uid)
         except ClaimError as error:
             self._specs.complain(error)
             self._withdraw(claim.uid)
+
+    def _problem_of(self, claim: PreparedClaim, devices: Mapping[str, Device]) -> str:
+        """Why containers of the claim must not be started now; empty if they may.
+
+        Nobody asks before they are: what the spec says is all that holds one back.
+        """
+        for one in claim.devices:
+            if one.name not in devices or not devices[one.name].health.is_there:
+                return f"{one.device_id} is not there"
+            if rival := self._custody.claimed.conflict(one.device_id, claim.full_name):
+                return f"{one.device_id}: {rival}"
+        return ""
 
     def _withdraw(self, uid: str) -> None:
         """A spec that cannot be made true is taken away, if that can be done."""

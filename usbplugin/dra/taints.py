@@ -82,6 +82,9 @@ def taints_of(published: PublishedDevice, now: float) -> tuple[Taint, ...]:
             taints.append(Taint(DISPLACED, Effect.NO_EXECUTE, rfc3339(since)))
     elif key := _NOT_FOR_NEW_PODS.get(health):
         taints.append(Taint(key, Effect.NO_SCHEDULE, rfc3339(since)))
+        if health is Health.CONTESTED and published.device.has_moved:
+            # Two devices have changed places: each has the other one's container at its node.
+            taints.append(Taint(DISPLACED, Effect.NO_EXECUTE, rfc3339(since)))
     if key := _BY_TERMS.get(published.terms):
         taints.append(Taint(key, Effect.NO_SCHEDULE, rfc3339(since)))
     return tuple(taints)

@@ -136,6 +136,7 @@ class Record:
     def _judge_present(  # noqa: PLR0911 -- the states, worst first
         self, policy: HealthPolicy, now: float, holdings: Collection[Holding], standing: Standing
     ) -> tuple[Health, str]:
+        moved = self._displacement(holdings)  # also told where something else is worse
         if faults := [port.fault for port in self.ports.values() if port.fault]:
             return Health.BROKEN, "; ".join(faults)
         if self.obstacle:
@@ -148,7 +149,7 @@ class Record:
             )
         if standing.contest:
             return Health.CONTESTED, standing.contest
-        if moved := self._displacement(holdings):
+        if moved:
             return Health.DISPLACED, moved
         if not self.is_offered:
             return Health.RETIRED, standing.retirement
