@@ -242,3 +242,9 @@ def test_the_build_lock_agrees_with_the_development_lock() -> None:
 def test_the_kind_cluster_is_told_apart_from_others() -> None:
     cluster = yaml.safe_load((DEPLOY / "kind" / "cluster.yaml").read_text("utf-8"))
     assert (cluster["kind"], cluster["name"]) == ("Cluster", "usbplugin")
+
+
+def test_on_k3s_the_imported_image_is_never_pulled() -> None:
+    """Docker Hub's image of that name, if there is one, is not ours."""
+    (container,) = containers(plugin(rendered("k3s")))
+    assert container["imagePullPolicy"] == "Never"
