@@ -195,7 +195,13 @@ def test_the_kustomization_of_the_readme_names_the_image_that_was_pushed(tmp_pat
     base = os.path.relpath(DEPLOY / "kustomize", tmp_path.resolve())  # kustomize wants it relative
     text = found[1].replace("deploy/kustomize", base)
     (tmp_path / "kustomization.yaml").write_text(text, "utf-8")
+    written = re.search(
+        r"Write a `config.yaml`.*?^```yaml\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE
+    )
+    assert written
+    (tmp_path / "config.yaml").write_text(written[1], "utf-8")
     manifests = load(output(program("kubectl", REMEDY), "kustomize", str(tmp_path)))
+    assert configuration(manifests) == written[1].encode()
     pushed = f"registry.example.com/usbplugin:{__version__}"
     assert [container["image"] for container in containers(plugin(manifests))] == [pushed]
     assert f"docker push {pushed}" in readme
