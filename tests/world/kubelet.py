@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tests.world.hardware import STICKS
 from usbplugin.discovery import DeviceNumber
 from usbplugin.inventory import HeldDevice
+from usbplugin.inventory.shares import share_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from tests.world.hardware import Kernel, Stick, Tty
     from usbplugin.api import deviceplugin_v1beta1_pb2 as v1beta1
+    from usbplugin.custody import Offer
+    from usbplugin.inventory import Device
 
     Node = tuple[str, int]
     """A device node in a container: its path, or the CDI name that it is from, and which one."""
@@ -109,6 +112,22 @@ class Container:
     """Whether the plugin can know with which numbers it runs."""
 
     @property
+    def is_of_a_claim(self) -> bool:
+        """Whether a claim gave it what it has, and not the device plugin."""
+        return False
+
+    def is_offered_as(self, device: Device, offer: Offer) -> bool:
+        """Whether what it has is what is offered: then others may have the rest of the shares."""
+        listed = share_ids(device.id, offer.shares)
+        is_of_it = self.resource == device.resource and not offer.by_claim
+        return is_of_it and any(one.listed_id in listed for one in self.given.values())
+
+    def terms(self, given: Given) -> tuple[object, ...]:
+        """On what terms it has something."""
+        # How many containers share it may change, but not whether it is shared at all.
+        return (self.resource, given.device_id, self.shares > 1)
+
+    @property
     def runs(self) -> bool:
         return bool(self.nodes)
 
@@ -169,7 +188,8 @@ class Kubelet:
 
     def note(self) -> None:
         """Write the checkpoint."""
-        entries = [_entry(one) for one in (*self._gone, *self.containers)] or None
+        noted = (one for one in (*self._gone, *self.containers) if not one.is_of_a_claim)
+        entries = [_entry(one) for one in noted] or None
         data: dict[str, object] = {"PodDeviceEntries": entries, "RegisteredDevices": {}}
         self._checkpoint.write_text(json.dumps({"Data": data, "Checksum": 0}))
 

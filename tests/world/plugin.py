@@ -86,6 +86,7 @@ class Plugin:
         """Learn everything before anything is served; ``held`` if the kubelet tells."""
 
         async def begin() -> None:
+            self.take_up()
             notes = await self.custody.notes()
             self.custody.apply(facts)
             self.custody.heed(notes)
@@ -93,6 +94,7 @@ class Plugin:
                 await self.custody.hear(held, now)
             self.custody.clean_up()
             self._open(self.terms.offers)
+            self.opened()
 
         self._run(begin)
 
@@ -122,6 +124,7 @@ class Plugin:
             }
             self.terms = terms
             self.custody.reconfigure(terms.rules, terms.offers, POLICY)
+            self.reconfigured()
             self._open(offer for offer in terms.offers if offer not in kept)
 
         self._run(reload)
@@ -148,8 +151,23 @@ class Plugin:
 
         async def look() -> None:
             self.custody.look()
+            self.looked()
 
         self._run(look)
+
+    # For what has more than one front.
+
+    def take_up(self) -> None:
+        """Before anything is known of what is plugged in."""
+
+    def opened(self) -> None:
+        """All is known, and what is served is."""
+
+    def reconfigured(self) -> None:
+        """The terms are others now."""
+
+    def looked(self) -> None:
+        """Custody has looked after what is on disk."""
 
     @property
     def devices(self) -> tuple[Device, ...]:
@@ -225,6 +243,8 @@ class Plugin:
 
     def _open(self, offers: Iterable[Offer]) -> None:
         for offer in offers:
+            if offer.by_claim:
+                continue
             snapshot = self.custody.snapshot(offer.resource)
             self._snapshots[offer.resource] = snapshot
             self._services[offer.resource] = DevicePlugin(
@@ -239,6 +259,10 @@ class Plugin:
 
     def _wake_at(self, moment: float | None) -> None:
         self.wake = moment
+
+    def run(self, action: Callable[[], Awaitable[_Result]], *, abruptly: bool = False) -> _Result:
+        """Do something in the plugin's event loop."""
+        return self._run(action, abruptly=abruptly)
 
     def _run(self, action: Callable[[], Awaitable[_Result]], *, abruptly: bool = False) -> _Result:
         async def inside() -> _Result:

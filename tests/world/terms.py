@@ -34,11 +34,18 @@ class Resource:
     shares: int = 1
     cdi: bool = False
     pre_start: bool = True
+    by_claim: bool = False
 
     @property
     def rule(self) -> ResourceRule:
         return ResourceRule(
-            self.name, self.selectors, self.identity, self.unit, self.pre_start, self.shares
+            self.name,
+            self.selectors,
+            self.identity,
+            self.unit,
+            self.pre_start or self.by_claim,
+            self.shares,
+            by_claim=self.by_claim,
         )
 
     @property
@@ -48,7 +55,8 @@ class Resource:
             container_path="/dev/p{device}-{port}",
             pre_start=self.pre_start,
             shares=self.shares,
-            cdi=self.cdi,
+            cdi=self.cdi and not self.by_claim,
+            by_claim=self.by_claim,
         )
 
 
@@ -83,7 +91,7 @@ LAYOUTS: tuple[tuple[tuple[str, tuple[Selector, ...]], ...], ...] = (
 
 
 @st.composite
-def terms(draw: st.DrawFn, *, pre_start: bool = True) -> Terms:
+def terms(draw: st.DrawFn, *, pre_start: bool = True, both_fronts: bool = False) -> Terms:
     """Any configuration; most differ from each other in little."""
 
     def resource(name: str, selectors: tuple[Selector, ...]) -> Resource:
@@ -95,6 +103,7 @@ def terms(draw: st.DrawFn, *, pre_start: bool = True) -> Terms:
             draw(st.sampled_from([1, 1, 1, 2, 3])),
             draw(st.sampled_from([False, False, True])),
             pre_start,
+            by_claim=both_fronts and draw(st.booleans()),
         )
 
     layout = draw(st.sampled_from(LAYOUTS))

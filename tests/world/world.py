@@ -19,7 +19,7 @@ from tests.world.plugin import Plugin
 from tests.world.terms import LINKS, Terms
 from usbplugin.custody.cdi import qualified_name
 from usbplugin.discovery import AllPorts, IdentityMode, PortGone, PortPresent
-from usbplugin.inventory.shares import device_of, share_ids
+from usbplugin.inventory.shares import device_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -192,6 +192,8 @@ class World:
             self.plugin.hear(held, asked_at)
             named = {(one.resource, one.device_id) for one in held}
             for one in self.kubelet.containers:
+                if one.is_of_a_claim:
+                    continue  # that the kubelet names a claim does not prepare it
                 one.is_known |= {(one.resource, listed_id) for listed_id in one.ids} <= named
             self.observe()
 
@@ -323,7 +325,7 @@ class World:
                         f" {theirs.tty}"
                     )
                     continue
-                assert _terms(other, theirs) == _terms(container, given), (
+                assert other.terms(theirs) == container.terms(given), (
                     f"{container} {what} {tty}, which {other} has on other terms"
                 )
                 with_it, shares = with_it + 1, max(shares, other.shares)
@@ -358,9 +360,7 @@ class World:
         if given.is_of(tty) and given.is_meant(tty):
             assert self.plugin
             offer = next(o for o in self.plugin.terms.offers if o.resource == device.resource)
-            is_the_same = container.resource == device.resource and given.listed_id in share_ids(
-                device.id, offer.shares
-            )
+            is_the_same = container.is_offered_as(device, offer)
             assert is_the_same, f"{device.id} is offered at {tty}, which {container} has"
 
     def behind(self, port: Port) -> Tty | None:
@@ -515,11 +515,6 @@ class World:
             f"{d.resource} {d.id} {d.health.value} {d.nodes} {d.reason}"
             for d in self.plugin.devices
         )
-
-
-def _terms(container: Container, given: Given) -> tuple[object, ...]:
-    # How many containers share it may change, but not whether it is shared at all.
-    return (container.resource, given.device_id, container.shares > 1)
 
 
 def _device_of_nodes(
